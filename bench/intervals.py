@@ -1,0 +1,244 @@
+"""Intervals: how sure a difference is. Scene-level bootstrap, McNemar, TOST and the non-inferiority verdict.
+
+Between scores (bench/tasks, bench/probes) and report.json. Everything here works on sufficient statistics per scene: a metric is
+`reduce(sums over scenes)`, so that resampling scenes is one matrix product and two models are resampled together by sharing it.
+
+    python -c "import numpy as np; from bench.intervals import interval; print(interval(np.c_[np.arange(9.), np.ones(9)]))"
+
+Sources: Efron & Tibshirani 1993 (percentile bootstrap), McNemar 1947, Schuirmann 1987 (TOST), Cameron & Miller 2015 (clustered
+standard errors), Miller 2024 arXiv 2411.00640 (paired differences, power).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from vega_artifact import UserError
+
+DRAWS = 10_000
+LEVEL = 0.95
+POWER = 0.8
+
+Reduce = Callable[[np.ndarray], np.ndarray]  # (..., K) sums over scenes -> (...) metric; NaN where it is undefined
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % percentile interval; `n` counts the scenes that carried it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """(..., 2) [numerator, denominator] -> their quotient; NaN for an empty denominator."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
+
+
+def macro(groups: Sequence[Sequence[int]]) -> Reduce:
+    """Mean over groups of the mean over columns of sum / count, each level over what a draw still holds.
+
+    The layout is that of `by_type`: (..., 2 * types) with the sums first, then the counts. VSI-Bench's overall is
+    macro([[0], [1], ..., [easy, medium, hard]]).
+    """
+
+    def reduce(sums: np.ndarray) -> np.ndarray:
+        half = sums.shape[-1] // 2
+        means = ratio(np.stack([sums[..., :half], sums[..., half:]], axis=-1))
+        return _nanmean([_nanmean([means[..., column] for column in group]) for group in groups])
+
+    return reduce
+
+
+def _nanmean(values: Sequence[np.ndarray]) -> np.ndarray:
+    stacked = np.stack(values)
+    present = np.isfinite(stacked)
+    return ratio(np.stack([np.where(present, stacked, 0).sum(0), present.sum(0)], axis=-1))
+
+
+def by_type(
+    scores: Mapping[Hashable, float], scenes: Mapping[Hashable, str], types: Mapping[Hashable, str]
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Per-question scores as sufficient statistics.
+
+    Args:
+        scores, scenes, types: question id -> score, scene, question type.
+
+    Returns:
+        float64 (S, 2 * types): sums of scores per type, then counts; the scene names (S); the type names, both sorted, so two
+        models scored on the same questions get rows and columns that match.
+    """
+    names, kinds = sorted({scenes[key] for key in scores}), sorted({types[key] for key in scores})
+    row, column = {name: index for index, name in enumerate(names)}, {kind: index for index, kind in enumerate(kinds)}
+    table = np.zeros((len(names), 2 * len(kinds)))
+    for key, value in scores.items():
+        table[row[scenes[key]], column[types[key]]] += value
+        table[row[scenes[key]], len(kinds) + column[types[key]]] += 1
+    return table, names, kinds
+
+
+def interval(statistics: np.ndarray, reduce: Reduce = ratio, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """A metric of one model and its interval under resampling of scenes.
+
+    Args:
+        statistics: (S, K) per scene; a row of zeros is a scene on which the metric is undefined.
+
+    Raises:
+        UserError: fewer than two scenes, or a metric that is undefined on all of them.
+    """
+    return _summary(statistics, reduce(_resample(statistics, draws, seed)), reduce(statistics.sum(0)))
+
+
+def paired(a: np.ndarray, b: np.ndarray, reduce: Reduce = ratio, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The difference a minus b; every draw takes the same scenes for both.
+
+    Args:
+        a, b: (S, K) with the same scenes in the same order.
+    """
+    _same_scenes(a, b)
+    drawn = reduce(_resample(a, draws, seed)) - reduce(_resample(b, draws, seed))
+    return _summary(a, drawn, reduce(a.sum(0)) - reduce(b.sum(0)))
+
+
+def retained(
+    student: np.ndarray, teacher: np.ndarray, baseline: np.ndarray, reduce: Reduce = ratio, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """The share of the teacher's gain over a baseline that the student keeps: (student - baseline) / (teacher - baseline).
+
+    Where a draw's teacher gains nothing the share is meaningless; a wide interval then says so.
+    """
+    _same_scenes(student, teacher)
+    _same_scenes(student, baseline)
+
+    def share(drawn: Sequence[np.ndarray]) -> np.ndarray:
+        kept, gain, floor = (reduce(sums) for sums in drawn)
+        return ratio(np.stack([(kept - floor) * np.sign(gain - floor), abs(gain - floor)], axis=-1))
+
+    tables = (student, teacher, baseline)
+    drawn = share([_resample(table, draws, seed) for table in tables])
+    return _summary(student, drawn, share([table.sum(0) for table in tables]))
+
+
+@lru_cache(maxsize=4)
+def _weights(scenes: int, draws: int, seed: int) -> np.ndarray:
+    """float64 (draws, scenes): how often each draw takes each scene."""
+    return np.random.default_rng([seed, scenes]).multinomial(scenes, np.full(scenes, 1 / scenes), size=draws).astype(float)
+
+
+def _resample(statistics: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    if len(statistics) < 2:
+        raise UserError(f"an interval over scenes needs at least 2 scenes, found {len(statistics)}; evaluate on more")
+    return _weights(len(statistics), draws, seed) @ statistics
+
+
+def _summary(statistics: np.ndarray, drawn: np.ndarray, value: np.ndarray) -> Interval:
+    if not np.isfinite(value):
+        raise UserError(
+            "the metric is undefined on every scene (no item carries it); check that the scenes have what it measures"
+        )
+    low, high = np.nanpercentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval(float(value), float(low), float(high), int(np.any(statistics != 0, axis=1).sum()))
+
+
+def _same_scenes(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape != b.shape:
+        raise UserError(f"paired statistics must come from the same scenes and types, found {a.shape} and {b.shape}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Non-inferiority of a to b.
+
+    Attributes:
+        verdict: "pass" when the one-sided 95 % lower bound of a - b lies above -margin, "fail" when the upper one lies below
+            it, else "inconclusive".
+        lower, upper: the two one-sided 95 % bounds.
+        needed_n: questions at which an a that equals b would pass with 80 % power, at the spread and clustering seen here;
+            None once the verdict is settled.
+    """
+
+    verdict: str
+    lower: float
+    upper: float
+    needed_n: int | None
+
+
+def noninferiority(
+    a: np.ndarray, b: np.ndarray, margin: float, n: int, reduce: Reduce = ratio, draws: int = DRAWS, seed: int = 0
+) -> Verdict:
+    """Is a no worse than b by more than `margin`, resampling scenes together?
+
+    Args:
+        a, b: (S, K) sufficient statistics of the same scenes.
+        margin: in the unit of the metric, above 0.
+        n: number of questions behind the statistics; `needed_n` is counted in them.
+    """
+    if not margin > 0:
+        raise UserError(f"the margin of a parity claim must be above 0, found {margin}")
+    _same_scenes(a, b)
+    drawn = reduce(_resample(a, draws, seed)) - reduce(_resample(b, draws, seed))
+    lower, upper = np.nanpercentile(drawn, [100 * (1 - LEVEL), 100 * LEVEL])
+    verdict = "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
+    needed = None
+    if verdict == "inconclusive":
+        needed = max(1, math.ceil(n * ((_z(LEVEL) + _z(POWER)) * float(np.nanstd(drawn)) / margin) ** 2))
+    return Verdict(verdict, float(lower), float(upper), needed)
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """Exact McNemar test on paired right/wrong answers.
+
+    Returns:
+        only_a, only_b: questions only that model answered rightly; p: two-sided exact binomial, 1 without any.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape or not np.isin(np.concatenate([first, second]), (0, 1)).all():
+        raise UserError(
+            "McNemar's test compares two lists of 0/1 answers to the same questions; use paired() for graded scores"
+        )
+    only_a, only_b = int(np.sum(first > second)), int(np.sum(second > first))
+    p = stats.binomtest(min(only_a, only_b), only_a + only_b).pvalue if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p": float(p)}
+
+
+def tost(differences: Sequence[float], margin: float) -> float:
+    """p of two one-sided t tests: small means the mean difference lies within +-margin (equivalence)."""
+    values = np.asarray(differences, dtype=float)
+    error = mean_stderr(values)
+    if error == 0:
+        return 0.0 if abs(values.mean()) < margin else 1.0
+    above, below = (values.mean() + margin) / error, (values.mean() - margin) / error
+    return float(max(stats.t.sf(above, len(values) - 1), stats.t.cdf(below, len(values) - 1)))
+
+
+def mean_stderr(values: Sequence[float] | np.ndarray) -> float:
+    """Standard error of a mean of independent values (n - 1 in the variance)."""
+    values = np.asarray(values, dtype=float)
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def clustered_stderr(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> float:
+    """Standard error of a mean whose values are correlated within clusters (scenes); pass differences for a paired one."""
+    values = np.asarray(values, dtype=float)
+    _, index = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)
+    return float(math.sqrt(np.sum(np.bincount(index, weights=values - values.mean()) ** 2)) / len(values))
+
+
+def required_n(effect: float, std_a: float = 0.5, std_b: float = 0.5, correlation: float = 0.5, alpha: float = 0.05) -> int:
+    """Questions at which a paired two-sided test sees a difference of `effect` with 80 % power."""
+    variance = std_a**2 + std_b**2 - 2 * correlation * std_a * std_b
+    return math.ceil((_z(1 - alpha / 2) + _z(POWER)) ** 2 * variance / effect**2)
+
+
+def _z(probability: float) -> float:
+    return float(stats.norm.ppf(probability))

@@ -1,0 +1,59 @@
+"""Tasks: benchmark scorers that name their protocol, and the registry that finds them by name.
+
+They take saved predictions and the benchmark's own annotation records, need no GPU and no model, and all answer
+{"metrics": {name: percent}, "per_item": {id: {...}}, "notes": {...}}:
+
+    from bench.tasks import get_task
+    get_task("vsibench").score({"7": "B"}, records, protocol="official")["metrics"]["overall"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bench.tasks import ladder, scanqa, vsibench
+from vega_artifact import unknown_name
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark.
+
+    Attributes:
+        score: score(predictions, annotations, protocol=...) -> {"metrics", "per_item", "notes"}.
+        protocols: the scoring rules it knows; the first is the default.
+        primary: the metric a parity claim is made on.
+        id_field, scene_field, type_field: where its records keep the id, the scene and the question type.
+        item_value: the key of "per_item" whose mean is the primary metric / 100.
+    """
+
+    name: str
+    score: Callable[..., dict[str, Any]]
+    protocols: tuple[str, ...]
+    primary: str
+    id_field: str
+    scene_field: str
+    type_field: str | None
+    item_value: str
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("vsibench", vsibench.score, vsibench.PROTOCOLS, "overall", "id", "scene_name", "question_type", "score"),
+        Task("scanqa", scanqa.score, tuple(scanqa.PROTOCOLS), "em", "question_id", "scene_id", None, "em"),
+        Task("ladder", ladder.score, ladder.PROTOCOLS, "overall", "question_id", "scene_id", "type", "score"),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The registered task; UserError that lists the known names otherwise."""
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name]
+
+
+__all__ = ["TASKS", "Task", "get_task", "ladder", "scanqa", "vsibench"]

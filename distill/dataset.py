@@ -1,0 +1,133 @@
+"""A feature cache as arrays in memory, and the order in which training sees them.
+
+Frames stay uint8 and targets float16, so a demo cache is some 200 MB; which frames a step sees is a function of
+(seed, step) alone, whatever the number of processes and wherever a run was interrupted.
+
+    python -m pytest tests/distill/test_dataset.py -q
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from teacher.cache import FeatureCache
+from vega_artifact import UserError, unknown_name
+
+MEMORY_PART = 0.8  # of the available memory that the arrays may take
+CHUNK = 256  # frames that are converted at once
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of some scenes with what the teacher said about them.
+
+    images: (F, H, W, 3) uint8; targets: stream -> (F, N, C) float16, tokens row-major; scenes: which scenes, in order.
+    """
+
+    images: Tensor
+    targets: dict[str, Tensor]
+    scenes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Frames:
+        return Frames(self.images.to(device), {name: value.to(device) for name, value in self.targets.items()}, self.scenes)
+
+    def nbytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.images, *self.targets.values()))
+
+    def chunks(self, stream: str) -> Iterator[Tensor]:
+        """Tokens (M, C) of one stream, some frames at a time."""
+        for part in self.targets[stream].split(CHUNK):
+            yield part.flatten(0, 1)
+
+
+def check_streams(cache: FeatureCache, names: Sequence[str]) -> tuple[int, int]:
+    """The grid (gh, gw) that all wanted streams share; UserError for an unknown stream or grids that differ."""
+    for name in names:
+        if name not in cache.streams:
+            raise unknown_name("stream in the cache (set the config's weights to those it has)", name, cache.streams)
+    grids = {name: (cache.streams[name][1], cache.streams[name][2]) for name in names}
+    if len(set(grids.values())) > 1:
+        raise UserError(f"{cache.path}: streams on different grids ({grids}); one student has one grid, extract them alike")
+    if "rgb" not in cache.manifest["streams"]:
+        raise UserError(f"{cache.path}: holds no 'rgb' frames, nothing for the student to look at; extract with frames")
+    return grids[names[0]]
+
+
+def split_scenes(scene_ids: Sequence[str], validation_part: float) -> tuple[list[str], list[str]]:
+    """Training scenes and the last `validation_part` of them (at least one, unless 0) for validation."""
+    count = math.ceil(validation_part * len(scene_ids))
+    if len(scene_ids) <= count:
+        raise UserError(f"{len(scene_ids)} scenes cannot be split into training and {count} for validation; extract more")
+    cut = len(scene_ids) - count
+    return list(scene_ids[:cut]), list(scene_ids[cut:])
+
+
+def load_frames(cache: FeatureCache, scene_ids: Sequence[str], streams: Sequence[str], size: tuple[int, int] | None) -> Frames:
+    """Read scenes into memory once.
+
+    Args:
+        streams: which teacher streams; (C, gh, gw) maps become (N, C) tokens.
+        size: (H, W) the frames are resized to (antialiased bilinear); None leaves them.
+
+    Raises:
+        UserError: too big for the memory, or a target that is not finite.
+    """
+    total = sum(cache.frames[scene] for scene in scene_ids)
+    height, width = size or tuple(cache.manifest["streams"]["rgb"]["shape"][:2])
+    shapes = {name: (total, math.prod(cache.streams[name][1:]), cache.streams[name][0]) for name in streams}
+    _check_memory(cache, total * height * width * 3 + 2 * sum(math.prod(shape) for shape in shapes.values()))
+    images = torch.empty((total, height, width, 3), dtype=torch.uint8)
+    targets = {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()}
+    start = 0
+    for scene in scene_ids:
+        part = slice(start, start := start + cache.frames[scene])
+        images[part] = _resized(torch.from_numpy(cache.read(scene, "rgb")), (height, width))
+        for name in streams:
+            tokens = torch.from_numpy(cache.read(scene, name)).flatten(2).transpose(1, 2)
+            if not torch.isfinite(tokens).all():
+                raise UserError(f"{cache.path}: NaN or infinity in scene {scene!r}, stream {name!r}; extract this cache again")
+            targets[name][part] = tokens
+    return Frames(images, targets, tuple(scene_ids))
+
+
+def _check_memory(cache: FeatureCache, needed: int) -> None:
+    available = psutil.virtual_memory().available
+    if needed > MEMORY_PART * available:
+        sizes = f"{needed / 2**30:.1f} GiB of frames and targets, {available / 2**30:.1f} GiB are available"
+        raise UserError(f"{cache.path}: does not fit into memory ({sizes}); extract fewer scenes or streams, or a coarser grid")
+
+
+def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(frames.shape[1:3]) == size:
+        return frames
+    resized = interpolate(frames.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
+
+
+def batch_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
+    """Which of `count` frames step `step` (0-based) sees, int64 (batch,): the next `batch` of an endless row of shuffles."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    return np.array([_shuffle(seed, int(p) // count, count)[int(p) % count] for p in positions], dtype=np.int64)
+
+
+@lru_cache(maxsize=4)
+def _shuffle(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def gather(frames: Frames, indices: np.ndarray) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Images (B, H, W, 3) uint8 and targets {stream: (B, N, C)} float16, on the device where the frames lie."""
+    where = torch.from_numpy(indices).to(frames.images.device)
+    return frames.images.index_select(0, where), {name: value.index_select(0, where) for name, value in frames.targets.items()}

@@ -1,0 +1,118 @@
+"""What an EXPORT folder says about itself: read, checked and turned into a small description.
+
+First step of `export.runtime`. It repeats a few lines of the artifact format on purpose: this package travels alone.
+
+    python -m export.runtime EXPORT --check
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+MODEL = "student.onnx"
+GOLDEN_FRAMES = "golden_frames.npy"
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class RuntimeInputError(Exception):
+    """Bad input to the runtime: one clear sentence. The command exits with code 2."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """The part of an export's manifest the runtime needs.
+
+    Attributes:
+        size: (height, width) in pixels the model was exported for.
+        mean, std: per RGB channel, for pixels scaled to [0, 1].
+        streams: output name -> (tokens N, channels C), in the order of the model's outputs.
+        grid: (rows, columns) of the tokens, row-major; rows * columns = N.
+        max_batch: the largest batch one call of the model takes; longer inputs are cut into such pieces.
+        tolerances: the self test's limits, "relative" (norm of the difference over norm) and "peak" (largest over largest).
+        hashes: file name -> SHA-256.
+    """
+
+    folder: Path
+    fingerprint: str
+    precision: str
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    streams: dict[str, tuple[int, int]]
+    grid: tuple[int, int]
+    max_batch: int
+    tolerances: dict[str, float]
+    hashes: dict[str, str]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the export's files, after checking that they are the bytes that were exported.
+
+        Raises:
+            RuntimeInputError: the file is missing, altered, or unknown to the manifest.
+        """
+        path = self.folder / name
+        if name not in self.hashes:
+            raise RuntimeInputError(f"{self.folder / 'manifest.json'}: lists no file {name}; export the run again")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RuntimeInputError(f"{path}: cannot be read ({error.strerror}); copy the whole export folder again") from None
+        if hashlib.sha256(data).hexdigest() != self.hashes[name]:
+            raise RuntimeInputError(f"{path}: not the file that was exported (truncated or altered); copy the export again")
+        return data
+
+
+def read_description(folder: Path | str) -> Description:
+    """Read and check `folder/manifest.json`.
+
+    Raises:
+        RuntimeInputError: no manifest, broken JSON, another schema, another kind of artifact, or a missing or odd field.
+    """
+    path = Path(folder) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        advice = "make one with `vega-edge export RUN --out DIR`"
+        raise RuntimeInputError(f"{path}: missing, so {folder} is no export; {advice}") from None
+    except ValueError as error:
+        raise RuntimeInputError(f"{path}: not valid JSON ({error}); copy the export again") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") != "export":
+        kind = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+        advice = "give the folder `vega-edge export` wrote"
+        raise RuntimeInputError(f"{path}: an export of schema {SCHEMA} expected, found {kind!r}; {advice}")
+    try:
+        return _describe(Path(folder), manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RuntimeInputError(f"{path}: field missing or odd ({error}); export the run again") from None
+
+
+def _describe(folder: Path, manifest: dict[str, Any]) -> Description:
+    height, width = manifest["preprocess"]["size"]
+    rows, columns = manifest["grid"]
+    mean = tuple(float(value) for value in manifest["preprocess"]["mean"])
+    std = tuple(float(value) for value in manifest["preprocess"]["std"])
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError("preprocess needs three means and three positive deviations")
+    streams = {output["name"]: (int(output["tokens"]), int(output["channels"])) for output in manifest["outputs"]}
+    for name in streams:  # names become file names
+        if not SAFE_NAME.fullmatch(name):
+            raise ValueError(f"output name {name!r}")
+    return Description(
+        folder=folder,
+        fingerprint=str(manifest["fingerprint"]),
+        precision=str(manifest["config"]["precision"]),
+        size=(int(height), int(width)),
+        mean=mean,
+        std=std,
+        streams=streams,
+        grid=(int(rows), int(columns)),
+        max_batch=int(manifest["config"]["max_batch"]),
+        tolerances={key: float(manifest["tolerances"][key]) for key in ("relative", "peak")},
+        hashes={name: record["sha256"] for name, record in manifest["files"].items()},
+    )

@@ -1,0 +1,113 @@
+"""What the ONNX graph must look like for every runtime we target, checked without running it.
+
+Between `export.onnx` (which makes the graph) and `export.parity` (which runs it). The rules come from what parsers on devices
+accept and from how half precision fails: a LayerNorm spelled as Pow and ReduceMean overflows in fp16, silently.
+
+    from export.structure import check_structure
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from vega_artifact import UserError
+
+INPUT = "images"
+
+
+def count_layer_norms(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """How many LayerNorm results the outputs of `model(images)` depend on: (different ones, all calls).
+
+    Two norms with equal parameters on one tensor (two untrained heads) are one result, which the exporter may or may not
+    merge; after training both numbers are the same.
+
+    Args:
+        model: returns a tuple of tensors. images: float32 (B, 3, H, W).
+    """
+    calls: list[tuple[nn.LayerNorm, Tensor, Tensor]] = []  # holding the inputs keeps their ids unique
+    hooks = [
+        module.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0], output)))
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm)
+    ]
+    try:
+        with torch.enable_grad():
+            total = sum(output.float().sum() for output in model(images.clone().requires_grad_()))
+            outputs = [output for _, _, output in calls]
+            gradients = torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # A norm inside a head that is not exported has no gradient: it is not in the graph either.
+    used = [(layer, source) for (layer, source, _), gradient in zip(calls, gradients) if gradient is not None]
+    different = {(id(source), layer.eps, _bytes(layer.weight), _bytes(layer.bias)) for layer, source in used}
+    return len(different), len(used)
+
+
+def _bytes(parameter: Tensor | None) -> bytes:
+    return b"" if parameter is None else parameter.detach().numpy().tobytes()
+
+
+def check_structure(
+    model: onnx.ModelProto, outputs: list[str], opset: int, layer_norms: tuple[int, int], precision: str = "fp32"
+) -> dict[str, Any]:
+    """Check the graph and return its facts for the manifest.
+
+    Args:
+        outputs: expected output names, in order.
+        layer_norms: fewest and most LayerNormalization nodes, from `count_layer_norms`.
+        precision: "fp16" demands half-precision weights inside and float32 at the borders.
+
+    Raises:
+        UserError: invalid ONNX, another opset, a foreign operator domain, wrong names, a batch that is not symbolic,
+            borders that are not float32, decomposed LayerNorms, or weights of another type than `precision`.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise _refusal(f"is not valid ONNX: {str(error).splitlines()[0]}") from error
+    domains = {node.domain for node in model.graph.node} | {entry.domain for entry in model.opset_import}
+    if domains - {"", "ai.onnx"} or model.functions:
+        raise _refusal(f"uses operators outside the ONNX standard ({sorted(domains)}, {len(model.functions)} local functions)")
+    if [entry.version for entry in model.opset_import] != [opset]:
+        raise _refusal(f"has opset {[entry.version for entry in model.opset_import]}, {opset} expected")
+    check_borders(model.graph, outputs)
+    operators = Counter(node.op_type for node in model.graph.node)
+    found = operators["LayerNormalization"]
+    if not layer_norms[0] <= found <= layer_norms[1]:
+        raise _refusal(f"has {found} LayerNormalization nodes for {layer_norms[0]} LayerNorms: the exporter decomposed some")
+    weights = Counter[str]()
+    for tensor in model.graph.initializer:
+        weights[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += math.prod(tensor.dims)
+    expected = "float16" if precision == "fp16" else "float"
+    if weights[expected] < 0.99 * (weights["float"] + weights["float16"]):
+        raise _refusal(f"holds weights of types {dict(weights)} where {precision} was asked")
+    return {
+        "opset": opset,
+        "nodes": len(model.graph.node),
+        "operators": dict(sorted(operators.items())),
+        "weights": dict(weights),
+    }
+
+
+def check_borders(graph: onnx.GraphProto, outputs: list[str]) -> None:
+    """Names in order, float32 everywhere, and one symbolic batch shared by the input and all outputs."""
+    names = ([value.name for value in graph.input], [value.name for value in graph.output])
+    if names != ([INPUT], outputs):
+        raise _refusal(f"has inputs and outputs {names}, {([INPUT], outputs)} expected")
+    tensors = [value.type.tensor_type for value in [*graph.input, *graph.output]]
+    batches = {tensor.shape.dim[0].dim_param if tensor.shape.dim else "" for tensor in tensors}  # "": a plain number
+    if len(batches) != 1 or "" in batches:
+        raise _refusal(f"has no single symbolic batch (found {sorted(batches)}): the batch was frozen")
+    if {tensor.elem_type for tensor in tensors} != {onnx.TensorProto.FLOAT}:
+        raise _refusal("has inputs or outputs that are not float32")
+
+
+def _refusal(text: str) -> UserError:
+    return UserError(f"the exported graph {text}; choose another student (vega-edge list students)")

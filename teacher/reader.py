@@ -1,0 +1,138 @@
+"""The reader: a causal language model that answers questions from visual tokens fed through `inputs_embeds`.
+
+The questions of one scene share its visual prefix, so they are packed into one sequence: every question attends to the prefix
+and to itself only, and positions restart after the prefix. One pass then costs the prefix once, in training and in greedy
+decoding, and gives the same logits as asking each question alone (a test compares them).
+
+    python -c "from teacher.tiny import load_bundle; print(load_bundle().readers)"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+
+class Connector(nn.Module):
+    """Token maps (T, C, gh, gw) -> visual embeddings (T * gh/2 * gw/2, hidden).
+
+    2x2 neighbours are concatenated before a linear layer (as Qwen2.5-VL's merger does), then learned frame and cell
+    embeddings are added, because the language model's own positions are one-dimensional.
+    """
+
+    def __init__(self, channels: int, hidden: int, frames: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.merge = nn.PixelUnshuffle(2)
+        self.norm = nn.LayerNorm(4 * channels)
+        self.project = nn.Linear(4 * channels, hidden)
+        self.frame = nn.Parameter(torch.randn(frames, 1, hidden) * 0.02)
+        self.cell = nn.Parameter(torch.randn(1, grid[0] * grid[1] // 4, hidden) * 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        merged = self.merge(tokens).flatten(2).transpose(1, 2)
+        return (self.project(self.norm(merged)) + self.frame[: len(tokens)] + self.cell).flatten(0, 1)
+
+
+class Reader(nn.Module):
+    """A causal LM, its tokenizer, and the connector of its visual tokens (None for a blind reader).
+
+    Args:
+        model: any causal LM that takes `inputs_embeds`, 4-D attention masks and position ids.
+        tokenizer: encodes prompts and answers; its eos token ends an answer.
+    """
+
+    def __init__(self, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, connector: Connector | None) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.connector = model, tokenizer, connector
+
+    def prefix(self, tokens: Tensor | None) -> Tensor:
+        """Visual prefix (P, hidden): the bos embedding, then the visual tokens if this reader sees."""
+        start = self.model.get_input_embeddings()(torch.tensor([self.tokenizer.bos_token_id]))
+        if self.connector is None or tokens is None:
+            return start
+        return torch.cat([start, self.connector(tokens)])
+
+    def loss(self, tokens: Tensor | None, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """Mean cross-entropy of the answer tokens (and eos) of one scene's questions."""
+        asked = [self._encode(prompt) for prompt in prompts]
+        said = [self._encode(answer, answer=True) for answer in answers]
+        texts = [a + s for a, s in zip(asked, said, strict=True)]
+        labels = [[-100] * len(a) + s for a, s in zip(asked, said, strict=True)]
+        prefix = self.prefix(tokens)
+        logits, _ = self._pack(prefix, texts)
+        flat = torch.tensor([label for row in labels for label in row])
+        # the token at position i is predicted from i - 1, which for packed questions is always inside the same question
+        keep = flat[1:] != -100
+        return nn.functional.cross_entropy(logits[len(prefix) : -1][keep].float(), flat[1:][keep])
+
+    @torch.no_grad()
+    def answer(self, tokens: Tensor | None, prompts: Sequence[str], max_new_tokens: int = 8) -> list[str]:
+        """Greedy answers to all questions of one scene.
+
+        Args:
+            tokens: (T, C, gh, gw) float32 visual tokens, ignored by a blind reader.
+        """
+        if not prompts:
+            return []
+        asked = [self._encode(prompt) for prompt in prompts]
+        prefix = self.prefix(tokens)
+        logits, cache = self._pack(prefix, asked)
+        ends = torch.tensor([len(a) for a in asked]).cumsum(0) + len(prefix) - 1
+        chosen = logits[ends].argmax(-1)
+        owner = torch.cat([torch.full((len(a),), index) for index, a in enumerate(asked)])
+        lengths = torch.tensor([len(a) for a in asked])
+        written = [chosen]
+        rows = torch.arange(len(asked))
+        for step in range(1, max_new_tokens):
+            if all(self._ended(written)):
+                break
+            owner = torch.cat([owner, rows])
+            mask = torch.cat([torch.ones(len(rows), len(prefix), dtype=torch.bool), rows[:, None] == owner[None]], dim=1)
+            output = self.model(
+                inputs_embeds=self.model.get_input_embeddings()(chosen)[None],
+                attention_mask=mask[None, None],
+                position_ids=(len(prefix) + lengths + step - 1)[None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            chosen = output.logits[0].argmax(-1)
+            written.append(chosen)
+        return [self._decode([int(row[i]) for row in written]) for i in range(len(asked))]
+
+    def _pack(self, prefix: Tensor, texts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache]:
+        """One forward over prefix + all texts; returns logits (P + sum of lengths, V) and the filled cache."""
+        flat = torch.tensor([token for text in texts for token in text])
+        owner = torch.cat([torch.full((len(text),), index) for index, text in enumerate(texts)])
+        start = len(prefix)
+        owner = torch.cat([torch.full((start,), -1), owner])
+        positions = torch.cat([torch.arange(start), *(start + torch.arange(len(text)) for text in texts)])
+        index = torch.arange(len(owner))
+        mask = (index[:, None] >= index[None]) & ((owner[:, None] == owner[None]) | (owner[None] == -1))
+        embeds = torch.cat([prefix, self.model.get_input_embeddings()(flat)])[None]
+        cache = DynamicCache() if not self.training else None
+        output = self.model(
+            inputs_embeds=embeds,
+            attention_mask=mask[None, None],
+            position_ids=positions[None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.logits[0], cache
+
+    def _encode(self, text: str, answer: bool = False) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids + [self.tokenizer.eos_token_id] if answer else ids
+
+    def _ended(self, written: list[Tensor]) -> list[bool]:
+        eos = self.tokenizer.eos_token_id
+        return (torch.stack(written) == eos).any(0).tolist()
+
+    def _decode(self, ids: list[int]) -> str:
+        eos = self.tokenizer.eos_token_id
+        kept = ids[: ids.index(eos)] if eos in ids else ids
+        # the embedded tokenizer has one token per digit and decodes "3 . 4"
+        return re.sub(r"(?<=[0-9.]) (?=[0-9.])", "", self.tokenizer.decode(kept)).strip()

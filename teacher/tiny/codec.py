@@ -1,0 +1,124 @@
+"""Stage 1 of the embedded teacher: a small Wan VAE (`AutoencoderKLWan`), trained on procedural video.
+
+First as an image autoencoder through folded 2D convolutions (three times cheaper: for one frame only the last temporal slice
+of each causal kernel meets data), then, inflated with zero past slices, on 5-frame clips so that its temporal stride works.
+
+    python -m teacher.tiny train --stage codec
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from torch import Tensor, nn
+
+from teacher.latents import FoldedConv, fold_single_frame
+from teacher.tiny.loop import Stage, step_rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """What trains the VAE: widths, steps, batch sizes; 64 px frames as everything the embedded generator sees."""
+
+    base_dim: int = 12
+    image_steps: int = 2400
+    image_batch: int = 24
+    video_steps: int = 500
+    video_batch: int = 4
+    learning_rate: float = 2e-3
+    kl_weight: float = 1e-5
+    seed: int = 0
+
+
+def train_codec(video: np.ndarray, work: Path, config: CodecConfig) -> AutoencoderKLWan:
+    """Train on video (N, T, 64, 64, 3) uint8 and set the latent statistics in its config."""
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKLWan(base_dim=config.base_dim, z_dim=16)
+    frames = video.reshape(-1, *video.shape[2:])
+    _train_images(vae, frames, work, config)
+    _train_video(vae, video, work, config)
+    _measure_latents(vae, frames, config)
+    return vae.eval()
+
+
+def as_images(frames: np.ndarray) -> Tensor:
+    """(B, ..., H, W, 3) uint8 -> float in [-1, 1] with channels before H and W."""
+    return torch.from_numpy(frames).movedim(-1, -3).float().div_(127.5).sub_(1)
+
+
+def reconstruction_loss(output: Tensor, target: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float) -> dict[str, Tensor]:
+    """L1 + 2 MSE on pixels and a light KL to the unit normal; PSNR in dB (range 2) is logged."""
+    mse = (output - target).square().mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    loss = (output - target).abs().mean() + 2 * mse + kl_weight * kl
+    return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
+
+
+def sample(mean: Tensor, logvar: Tensor, rng: np.random.Generator) -> Tensor:
+    noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+    return mean + (0.5 * logvar).exp() * noise
+
+
+def _train_images(vae: AutoencoderKLWan, frames: np.ndarray, work: Path, config: CodecConfig) -> None:
+    flat = nn.ModuleDict({name: fold_single_frame(getattr(vae, name)) for name in ("encoder", "quant_conv", "post_quant_conv", "decoder")})
+    flat.requires_grad_(True)
+    parameters = list({id(p): p for p in flat.parameters()}.values())
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = step_rng(config.seed, step)
+        images = as_images(frames[rng.integers(0, len(frames), config.image_batch)])[:, :, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, logvar = flat["quant_conv"](flat["encoder"](images)).float().chunk(2, dim=1)
+            logvar = logvar.clamp(-12, 4)
+            output = flat["decoder"](flat["post_quant_conv"](sample(mean, logvar, rng))).float()
+        return reconstruction_loss(output, images, mean, logvar, config.kl_weight)
+
+    Stage("codec_image", work, {"flat": flat}, [optimizer]).run(loss, config.image_steps)
+    for name, folded in flat.items():
+        _inflate(getattr(vae, name), folded)
+
+
+def _inflate(module: nn.Module, folded: nn.Module) -> None:
+    """Write folded 2D weights into the last temporal slice; past slices start at zero (an image model on every frame)."""
+    if isinstance(module, WanCausalConv3d) and isinstance(folded, FoldedConv):
+        with torch.no_grad():
+            module.weight.zero_()
+            module.weight[:, :, -1] = folded.weight
+        return
+    for name, child in module.named_children():
+        _inflate(child, getattr(folded, name))
+
+
+def _train_video(vae: AutoencoderKLWan, video: np.ndarray, work: Path, config: CodecConfig) -> None:
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=0.5 * config.learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = step_rng(config.seed + 1, step)
+        starts = rng.integers(0, video.shape[1] - 4, config.video_batch)
+        rows = rng.integers(0, len(video), config.video_batch)
+        clips = as_images(np.stack([video[row, start : start + 5] for row, start in zip(rows, starts, strict=True)])).transpose(1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            moments = vae._encode(clips)
+            mean, logvar = moments.float().chunk(2, dim=1)
+            logvar = logvar.clamp(-12, 4)
+            output = vae._decode(sample(mean, logvar, rng)).sample.float()
+        return reconstruction_loss(output, clips, mean, logvar, config.kl_weight)
+
+    vae.train()
+    Stage("codec_video", work, {"vae": vae}, [optimizer]).run(loss, config.video_steps)
+
+
+@torch.no_grad()
+def _measure_latents(vae: AutoencoderKLWan, frames: np.ndarray, config: CodecConfig) -> None:
+    """Per-channel mean and standard deviation of posterior means, written into the VAE's config as Wan does."""
+    rows = np.random.default_rng(config.seed).integers(0, len(frames), 512)
+    encoder, quant_conv = fold_single_frame(vae.encoder), fold_single_frame(vae.quant_conv)
+    means = [quant_conv(encoder(as_images(frames[chunk])[:, :, None])).chunk(2, dim=1)[0] for chunk in np.split(rows, 16)]
+    latents = torch.cat(means).transpose(0, 1).flatten(1)
+    vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())

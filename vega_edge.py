@@ -1,0 +1,205 @@
+"""The front door: the public Python names, and the command `vega-edge` with one verb per stage of the chain.
+
+A verb is a frozen dataclass whose fields are its flags; it imports the code of its room only when it runs, so that asking for
+help costs a fraction of a second. Verbs stand beside their component where that room is cheap to import, otherwise here.
+
+    vega-edge --help          (or python -m vega_edge --help)
+    vega-edge demo --out runs/demo
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
+
+import vega_artifact
+from bench.verbs import Bench, Demo, Doctor, Report
+from export.verbs import Build, Bundle, Export
+from vega_artifact import UserError
+
+if TYPE_CHECKING:
+    from distill import recipes, train
+    from export import export_run
+    from export.runtime import Encoder
+    from student import create_student, load_student
+    from teacher import load_teacher, open_scenes
+
+PUBLIC = {  # name -> the room it is imported from on first use
+    "load_teacher": "teacher",
+    "open_scenes": "teacher",
+    "create_student": "student",
+    "load_student": "student",
+    "train": "distill",
+    "recipes": "distill",
+    "export_run": "export",
+    "Encoder": "export.runtime",
+}
+__all__ = ["Encoder", "create_student", "export_run", "load_student", "load_teacher", "main", "open_scenes", "recipes", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room on first use (PEP 562)."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(importlib.import_module(PUBLIC[name]), name)
+
+
+@dataclass(frozen=True)
+class List:
+    """The names that other verbs accept."""
+
+    what: Positional[Literal["teachers", "students", "recipes", "scenes", "tasks"]]
+
+    def run(self) -> None:
+        room, name = LISTS[self.what]
+        names = getattr(importlib.import_module(room), name)
+        print("\n".join(sorted(names() if callable(names) else names)))
+
+
+LISTS = {  # what -> where its registry, or the function that lists it, lives
+    "teachers": ("teacher", "list_teachers"),
+    "students": ("student", "list_students"),
+    "recipes": ("distill.recipes", "names"),
+    "scenes": ("teacher.scenes.source", "SCHEMES"),
+    "tasks": ("bench.tasks", "TASKS"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract:
+    """Scenes -> a cache of teacher features. Prints its plan (bytes, time) first and resumes."""
+
+    teacher: str
+    """A name from `vega-edge list teachers`, or a folder with a model."""
+    scenes: str
+    """A scenes URI, such as procedural:val?count=20&seed=1, folder:PATH, scannet:PATH or video:PATH/*.mp4."""
+    out: Path
+    """The cache folder to write."""
+
+    def run(self) -> None:
+        from teacher.extract import extract
+
+        extract(self.teacher, self.scenes, self.out)
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Re-check the hashes of an artifact; of a cache, also run the teacher again on a few random clips."""
+
+    artifact: Positional[Path]
+    """A folder with a manifest.json."""
+    rerun: int = 2
+    """How many clips of a cache to extract again and compare."""
+
+    def run(self) -> None:
+        manifest = check_artifact(self.artifact)
+        if manifest["kind"] == "cache":
+            from teacher.cache import verify
+
+            verify(self.artifact, rerun=self.rerun)
+        print(f"{self.artifact}: {manifest['kind']} {manifest['fingerprint']}, {len(manifest['files'])} files as written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Cache -> a run: the student distilled from the cached features. Resumes."""
+
+    cache: Path
+    """A folder made by `vega-edge extract`."""
+    out: Path
+    """The run folder to write."""
+    recipe: str = "demo"
+    """A name from `vega-edge list recipes`."""
+
+    change: tuple[str, ...] = ()
+    """Fields of the recipe to change, such as steps=600 image_size=224,224."""
+
+    def run(self) -> None:
+        from distill import RunConfig, recipes, train
+
+        flags = [
+            part
+            for name, _, value in (item.partition("=") for item in self.change)
+            for part in (f"--{name}", *value.split(","))
+        ]
+        recipe = recipes.create(self.recipe)
+        config = tyro.cli(RunConfig, prog="--change", default=recipe, args=flags, config=(tyro.conf.FlagConversionOff,))
+        train(self.cache, self.out, config)
+
+
+VERBS: dict[str, Any] = {
+    "demo": Demo,
+    "doctor": Doctor,
+    "list": List,
+    "extract": Extract,
+    "verify": Verify,
+    "train": Train,
+    "export": Export,
+    "build": Build,
+    "bundle": Bundle,
+    "bench": Bench,
+    "report": Report,
+}
+COMMAND: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in VERBS.items()))
+ABOUT = (
+    "Moves what a frozen video generator knows about 3D space into a small ViT for edge devices, and measures what survived."
+)
+
+
+def check_artifact(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact of any kind, after checking every file and the fingerprint it claims."""
+    path = folder / vega_artifact.MANIFEST
+    claimed = vega_artifact.read_json(path)
+    manifest = vega_artifact.read_manifest(folder, str(claimed.get("kind")) if isinstance(claimed, dict) else "artifact")
+    if lacking := [name for name in ("kind", "config", "parents", "files", "fingerprint") if name not in manifest]:
+        raise UserError(f"{path}: no {', '.join(lacking)} in it, so it was not written by vega-edge")
+    vega_artifact.verify_files(folder, manifest)
+    identity = {name: manifest[name] for name in ("kind", "config", "parents", "files")}
+    if vega_artifact.fingerprint(identity) != manifest["fingerprint"]:
+        raise UserError(
+            f"{path}: its fingerprint is not that of its content, so it was edited; make the {manifest['kind']} again"
+        )
+    return manifest
+
+
+def sentence(error: BaseException) -> str | None:
+    """The one sentence a user needs for an error that is theirs or the machine's; None where a traceback says more."""
+    runtime = sys.modules.get("export.runtime")  # it stands alone on the device, so its errors are its own class
+    if isinstance(error, UserError) or (runtime and isinstance(error, runtime.RuntimeInputError)):
+        return str(error)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return f"the disk is full ({error}); free some space and run the same command again, it resumes"
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0, 2 for bad input (one sentence on stderr), 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+            raise vega_artifact.unknown_name("verb", arguments[0], VERBS)
+        verb = tyro.cli(COMMAND, prog="vega-edge", description=ABOUT, args=arguments, config=(OmitSubcommandPrefixes,))
+        verb.run()
+    except KeyboardInterrupt:
+        print("vega-edge: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if (text := sentence(error)) is None:
+            raise
+        print(f"vega-edge: {text}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
