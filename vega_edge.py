@@ -59,6 +59,7 @@ class List:
     """The names that other verbs accept."""
 
     what: Positional[Literal["teachers", "students", "recipes", "scenes", "tasks"]]
+    """Which registry."""
 
     def run(self) -> None:
         room, name = LISTS[self.what]
@@ -67,7 +68,7 @@ class List:
 
 
 LISTS = {  # what -> where its registry, or the function that lists it, lives
-    "teachers": ("teacher", "list_teachers"),
+    "teachers": ("teacher.backbones", "BACKBONES"),
     "students": ("student", "list_students"),
     "recipes": ("distill.recipes", "names"),
     "scenes": ("teacher.scenes.source", "SCHEMES"),
@@ -85,11 +86,39 @@ class Extract:
     """A scenes URI, such as procedural:val?count=20&seed=1, folder:PATH, scannet:PATH or video:PATH/*.mp4."""
     out: Path
     """The cache folder to write."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks of the generator to read; none: those the teacher is used with. Likewise below."""
+    sigma: float | None = None
+    """Noise level in 0..1 at which the generator is stopped."""
+    mode: Literal["frame", "clip"] = "frame"
+    """frame: every frame alone, as the paper's code does; clip: frames attend to one another."""
+    crop: Literal["aligned", "cover", "reference"] = "aligned"
+    """What the generator sees of a frame: all of it, a cut, or the reference's squash and cut."""
+    draws: int = 1
+    """Noise draws that are averaged."""
+    seed: int = 0
+    """Seed of the noise."""
+    device: str = "auto"
+    """auto: cuda where there is one."""
 
     def run(self) -> None:
+        import torch
+
         from teacher.extract import extract
 
-        extract(self.teacher, self.scenes, self.out)
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        extract(
+            self.teacher,
+            self.scenes,
+            self.out,
+            blocks=self.blocks,
+            sigma=self.sigma,
+            mode=self.mode,
+            crop=self.crop,
+            draws=self.draws,
+            seed=self.seed,
+            device=device,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,9 +133,9 @@ class Verify:
     def run(self) -> None:
         manifest = check_artifact(self.artifact)
         if manifest["kind"] == "cache":
-            from teacher.cache import verify
+            from teacher.rerun import rerun
 
-            verify(self.artifact, rerun=self.rerun)
+            print(f"{self.artifact}: extracted again and equal: {', '.join(rerun(self.artifact, self.rerun)) or 'nothing'}")
         print(f"{self.artifact}: {manifest['kind']} {manifest['fingerprint']}, {len(manifest['files'])} files as written")
 
 

@@ -54,10 +54,11 @@ INCHES, DPI = 4.8, 200
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Loss over steps, and below it every cosine the log holds.
+    """Loss over steps, and below it every cosine the log holds: of training batches solid, of validation rooms dashed.
 
     Args:
-        rows: training log; each has "step" and "loss"; keys that contain "cosine" (also one level down) become curves.
+        rows: training log; rows have "step" and "loss", and may have {"cosine": {stream: x}} and
+            {"validation": {stream: {"centred": x}}}.
 
     Raises:
         UserError: no row has a step and a loss.
@@ -66,38 +67,49 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     losses = series(flat, "loss")
     if not losses:
         raise UserError("training curves: no row with step and loss; give the rows of log.jsonl")
-    cosines = {key: series(flat, key) for key in sorted({key for row in flat for key in row if "cosine" in key})}
+    keys = sorted({key for row in flat for key in row if key.startswith(("cosine", "validation")) and not key.endswith(" raw")})
+    cosines = {key: points for key in keys if (points := series(flat, key))}
     with matplotlib.rc_context(STYLE):
-        panels = 2 if any(cosines.values()) else 1
+        panels = 2 if cosines else 1
         figure, axes = pyplot.subplots(panels, 1, figsize=(INCHES, 2.1 * panels + 0.5), sharex=True, squeeze=False)
         draw_series(axes[0, 0], {"loss": losses}, "loss")
         if panels == 2:
-            draw_series(axes[1, 0], {label(key): points for key, points in cosines.items() if points}, "cosine to target")
-            axes[1, 0].legend(frameon=False, fontsize=10, loc="lower right")
+            for kind, dashes in (("cosine", "-"), ("validation", "--")):
+                lines = {label(key): points for key, points in cosines.items() if key.startswith(kind)}
+                draw_series(axes[1, 0], lines, "cosine to target", dashes)
+            axes[1, 0].legend(frameon=False, fontsize=10, loc="upper center", bbox_to_anchor=(0.45, -0.3), ncols=2)
         axes[-1, 0].set_xlabel("training step")
         return finish(figure)
 
 
 def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
-    """{"cosine": {"fused": 1}} -> {"cosine fused": 1}; everything else as it is."""
+    """{"cosine": {"fused": 1}} -> {"cosine fused": 1}, at any depth; everything else as it is."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        flat |= {f"{key} {inner}": item for inner, item in value.items()} if isinstance(value, Mapping) else {key: value}
+        inner = flatten(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{key} {name}": item for name, item in inner.items()} if inner else {key: value}
     return flat
 
 
 def label(key: str) -> str:
-    return key.replace("cosine", "").strip(" _/.-:") or "all"
+    """ "cosine fused" -> "fused"; "validation fused centred" -> "fused, validation (centred)"."""
+    kind, _, rest = key.partition(" ")
+    name = rest or "all"
+    return (
+        name
+        if kind == "cosine"
+        else name.replace(" centred", "") + ", validation" + (" (centred)" if "centred" in name else "")
+    )
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and "step" in row]
 
 
-def draw_series(axes: Axes, lines: Mapping[str, list[tuple[float, float]]], name: str) -> None:
+def draw_series(axes: Axes, lines: Mapping[str, list[tuple[float, float]]], name: str, dashes: str = "-") -> None:
     for index, (title, points) in enumerate(lines.items()):
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=SERIES[index % len(SERIES)], linewidth=1.8, label=title)
+        axes.plot(steps, values, color=SERIES[index % len(SERIES)], linewidth=1.8, linestyle=dashes, label=title)
     axes.set_ylabel(name)
     axes.margins(x=0.01)
 

@@ -5,7 +5,8 @@ wan_t2v_adjacent_correspondence_matching.py. Raw, any feature with a large mean 
 by its contrast to random pairs.
 
     from bench.consistency import pair_consistency
-    pair_consistency(tokens_i, tokens_j, xyz_i, xyz_j, valid_i, valid_j).score
+    from bench.correspondence import unit
+    pair_consistency(unit(tokens_i), unit(tokens_j), xyz_i, xyz_j, valid_i, valid_j).score
 """
 
 from __future__ import annotations
@@ -40,45 +41,40 @@ class PairConsistency:
 
 
 def pair_consistency(
-    tokens_i: np.ndarray,
-    tokens_j: np.ndarray,
+    directions_i: np.ndarray,
+    directions_j: np.ndarray,
     xyz_i: np.ndarray,
     xyz_j: np.ndarray,
     valid_i: np.ndarray,
     valid_j: np.ndarray,
     voxel: float = VOXEL,
-    centre: np.ndarray | None = None,
 ) -> PairConsistency:
     """VEGA-3D's pair score in float32.
 
     Args:
-        tokens_i, tokens_j: (N, C); xyz_i, xyz_j: (N, 3) world metres; valid_i, valid_j: bool (N,).
-        voxel: edge in metres; centre: (C,) subtracted from every token, or None.
+        directions_i, directions_j: (N, C) tokens at unit length, see `bench.correspondence.unit`.
+        xyz_i, xyz_j: (N, 3) world metres; valid_i, valid_j: bool (N,); voxel: edge in metres.
     """
-    first, second = unit(tokens_i, centre)[valid_i], unit(tokens_j, centre)[valid_j]
-    points = np.concatenate([xyz_i[valid_i], xyz_j[valid_j]]).astype(np.float32)
+    first, second = directions_i[valid_i], directions_j[valid_j]
     similarity = np.full(len(valid_i), np.nan, dtype=np.float32)
     if not len(first) or not len(second):
-        return PairConsistency(np.nan, np.nan, 0, len(points), similarity)
+        return PairConsistency(np.nan, np.nan, 0, 0, similarity)
+    points = np.concatenate([xyz_i[valid_i], xyz_j[valid_j]]).astype(np.float32)
     keys = np.floor((points - points.min(0)) / np.float32(voxel)).astype(np.int64)
-    _, index = np.unique(keys, axis=0, return_inverse=True)
-    index = index.reshape(-1)
-    count = index.max() + 1
-    in_i, in_j = index[: len(first)], index[len(first) :]
-    mean_i, mean_j = _voxel_means(first, in_i, count), _voxel_means(second, in_j, count)
-    shared = (np.bincount(in_i, minlength=count) > 0) & (np.bincount(in_j, minlength=count) > 0)
-    cosine = np.where(shared, (mean_i * mean_j).sum(1), np.nan)
-    similarity[valid_i] = cosine[in_i]
-    score = float(cosine[shared].mean()) if shared.any() else np.nan
-    random = float(first.mean(0) @ second.mean(0))
-    return PairConsistency(score, random, int(shared.sum()), int(count), similarity)
+    flat = np.ravel_multi_index(tuple(keys.T), tuple(keys.max(0) + 1))
+    in_i, in_j = flat[: len(first)], flat[len(first) :]
+    shared = np.intersect1d(in_i, in_j)
+    cosine = (_voxel_means(first, in_i, shared) * _voxel_means(second, in_j, shared)).sum(1)
+    place = np.searchsorted(shared, in_i)
+    hit = np.isin(in_i, shared)
+    similarity[np.flatnonzero(valid_i)[hit]] = cosine[place[hit]]
+    score = float(cosine.mean()) if len(shared) else np.nan
+    return PairConsistency(score, float(first.mean(0) @ second.mean(0)), len(shared), len(np.unique(flat)), similarity)
 
 
-def _voxel_means(directions: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Mean direction per voxel, float32 (count, C), at unit length again."""
-    sums = np.zeros((count, directions.shape[1]), dtype=np.float32)
-    np.add.at(sums, index, directions)
-    return unit(sums)
+def _voxel_means(directions: np.ndarray, voxels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Mean direction in each wanted voxel, float32 (len(wanted), C), at unit length again."""
+    return unit((wanted[:, None] == voxels).astype(np.float32) @ directions)
 
 
 def scene_consistency(
@@ -87,19 +83,17 @@ def scene_consistency(
     """Mean over the adjacent pairs of a clip that share a voxel.
 
     Args:
-        tokens: (T, N, C).
+        tokens: (T, N, C); centre: (C,) subtracted from every token, or None.
 
     Returns:
-        float64 (2, 2): rows for the score and the random control; columns sum (the scene's mean) and count (1, or 0 when no pair
-        shares a voxel), so that sums over scenes give the mean over scenes.
+        float64 (2, 2): rows for the score and the random control; columns sum (the scene's mean) and count (1, or 0 when no
+        pair shares a voxel), so that sums over scenes give the mean over scenes.
     """
+    directions, xyz, valid = unit(tokens, centre), geometry.mean_xyz, geometry.valid
     pairs = [
-        pair_consistency(
-            tokens[i], tokens[i + 1], geometry.mean_xyz[i], geometry.mean_xyz[i + 1], geometry.valid[i], geometry.valid[i + 1],
-            voxel, centre,
-        )
+        pair_consistency(directions[i], directions[i + 1], xyz[i], xyz[i + 1], valid[i], valid[i + 1], voxel)
         for i in range(len(tokens) - 1)
-    ]  # fmt: skip
+    ]
     scored = [pair for pair in pairs if pair.shared]
     if not scored:
         return np.zeros((2, 2))

@@ -1,8 +1,8 @@
 """Correspondence recall: does the nearest token of another view look at the same place in the room?
 
-One of the 3D probes of bench/probes.py. For every token whose surface point is really visible in another frame, the most similar
-token (cosine) of that frame is a hit when it lies within 0.5 m. Ties share the credit, so that constant features score exactly
-chance. Centred means that the mean training token is subtracted first: features with a big mean look alike everywhere.
+One of the 3D probes of bench/probes.py. For every token whose surface point is really visible in another frame, the most
+similar token (cosine) of that frame is a hit when it lies within 0.5 m. Ties share the credit, so that constant features score
+exactly chance. Centred means that the mean training token is subtracted first: features with a big mean look alike everywhere.
 
     from bench.correspondence import recall_statistics
     recall_statistics(tokens, geometry)      # (3, 2): all, far, chance; each hits and queries

@@ -1,8 +1,8 @@
 """Depth probe: how much of the distance to the surface a linear map reads off frozen tokens.
 
-One of the 3D probes of bench/probes.py. Ridge regression from a token to the mean log depth of its cell, beside a free offset for
-every cell of the grid, so that knowing that the floor is at the bottom earns nothing. Fitted on the training rooms, strength
-chosen on the validation rooms, judged on the test rooms.
+One of the 3D probes of bench/probes.py. Ridge regression from a token to the mean log depth of its cell, beside a free offset
+for every cell of the grid, so that every model starts from knowing that the floor is at the bottom. Fitted on the training
+rooms, strength chosen on the validation rooms, judged on the test rooms.
 
     from bench.depth import DepthProbe
     probe = DepthProbe.fit(train_tokens, train_geometry, val_tokens, val_geometry)

@@ -62,9 +62,9 @@ def examine(folder: Path = Path()) -> Machine:
     )
 
 
-def text(machine: Machine | None = None) -> str:
+def text(examined: Machine | None = None) -> str:
     """The machine and the consequences as lines of text."""
-    m = machine or examine()
+    m = examined or examine()
     found = [
         ("machine", f"{m.device}, {m.system}"),
         ("cores", str(m.cores)),

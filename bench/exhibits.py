@@ -142,7 +142,7 @@ class ReportPictures:
         try:
             with safe_open(path, framework="np") as source:
                 header = json.loads((source.metadata() or {})["exhibits"])
-                tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118  (no mapping)
+                tensors = {name: source.get_tensor(name) for name in source.keys()}
             return from_tensors(tensors, header)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise UserError(
@@ -161,6 +161,7 @@ class ReportNotes:
         supervision: "generative" (trained on video only) or "auxiliary" (also shown depth or position); it is said in the hero.
         scenes: what the numbers were measured on, e.g. "40 procedural test rooms no training has seen".
         shows, does_not_show: plain sentences for the last section.
+        retained: rows {metric, value, low, high, n} of bench.probes: the kept share of the teacher's gain over raw patches.
         chance: task -> type -> score in percent of answering at random.
         banner: a warning above everything (made-up data, an unfinished run); None for a real report.
     """
@@ -170,6 +171,7 @@ class ReportNotes:
     scenes: str = ""
     shows: tuple[str, ...] = ()
     does_not_show: tuple[str, ...] = ()
+    retained: tuple[dict[str, Any], ...] = ()
     chance: dict[str, dict[str, float]] = field(default_factory=dict)
     banner: str | None = None
 
@@ -194,7 +196,7 @@ class ReportNotes:
             raise UserError(
                 f"{path}: an object with teacher, supervision and any of {', '.join(known[2:])} expected; correct what wrote it"
             )
-        return cls(**{**raw, **{name: tuple(raw[name]) for name in ("shows", "does_not_show") if name in raw}})
+        return cls(**{**raw, **{name: tuple(raw[name]) for name in ("shows", "does_not_show", "retained") if name in raw}})
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> ReportPictures:

@@ -101,12 +101,19 @@ def machine_name(machine: Mapping[str, Any]) -> str:
     return next((str(machine[key]) for key in ("name", "gpu", "device", "cpu") if machine.get(key)), "the machine named below")
 
 
-def key_numbers(report: Row) -> list[KeyNumber]:
+def kept_interval(notes: ReportNotes | None, metric: str = "depth_r2") -> str:
+    """The 95 % interval of `kept_share` in words; empty when the notes hold none."""
+    row = find(notes.retained, metric=metric) if notes is not None else None
+    return f"95 %: {100 * row['low']:.0f} to {100 * row['high']:.0f} %".replace("-", "−") if row is not None else ""
+
+
+def key_numbers(report: Row, notes: ReportNotes | None = None) -> list[KeyNumber]:
     """At most four numbers for the top of the page; what was not measured is left out."""
     numbers = []
     share, quick = kept_share(report), fastest(report)
     if share is not None:
         detail = "depth-probe R² above raw patches, exported file"
+        detail = "; ".join(filter(None, (kept_interval(notes), detail)))
         numbers.append(KeyNumber(percent(share), "of the teacher's depth gain kept", detail))
     for metric, name in (("depth_r2", "depth-probe R²"), ("correspondence_recall_centred", "centred correspondence recall")):
         student = find(report["probes"], metric=metric, model="student_exported")
@@ -158,12 +165,14 @@ EXPECTED = (
     ("student_exported", "raw_patches", "The exported file knows more than raw image patches"),
 )
 
+CLAIMED_TYPES = ("overall", "room_size_estimation")  # the other types stand in the table and claim nothing
 
-def claims(report: Row) -> list[Claim]:
+
+def claims(report: Row, notes: ReportNotes | None = None) -> list[Claim]:
     """The statements this report is for, each with the rows that carry or refute it."""
     found = [paired_claim(report, a, b, text) for a, b, text in EXPECTED]
     share = kept_share(report)
-    evidence = "not measured" if share is None else f"{100 * share:.1f} % kept (point estimate)"
+    evidence = "not measured" if share is None else f"{100 * share:.1f} % kept ({kept_interval(notes) or 'point estimate'})"
     found.append(
         Claim(
             "At least 90 % of the teacher's depth R² above raw patches survives export",
@@ -172,8 +181,9 @@ def claims(report: Row) -> list[Claim]:
         )
     )
     for row in report["paired"]:
-        if row["type"] == "overall" and row["a"] == "teacher" and row["b"] in ("blind", "semantic"):
-            text = f"On {row['task']} overall the reader with teacher tokens beats {TITLES[row['b']].lower()}"
+        if row["type"] in CLAIMED_TYPES and row["a"] == "teacher" and row["b"] in ("blind", "semantic"):
+            kind = row["type"].replace("_", " ")
+            text = f"On {row['task']} ({kind}) the reader with teacher tokens beats {TITLES[row['b']].lower()}"
             found.append(Claim(text, direction(row) == "better", difference_text(row)))
     for row in report["parity"]:
         text = f"On {row['task']} the student stays within {row['margin']:g} points of the teacher"
@@ -212,7 +222,7 @@ def supervision_text(notes: ReportNotes | None) -> str:
     if notes.supervision == "auxiliary":
         return (
             f"The teacher “{notes.teacher}” was trained with depth or position as extra outputs (auxiliary supervision). "
-            "Its depth probe asks for what it was taught directly, so this is no evidence that generating video teaches geometry."
+            "Its depth probe asks for what it was taught directly, so this is no evidence that making video teaches geometry."
         )
     return (
         f"The teacher “{notes.teacher}” is purely generative: it was trained to generate video and was never shown "

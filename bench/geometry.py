@@ -60,12 +60,13 @@ class CellGeometry:
             UserError: the clip has no geometry, or the grid is finer than the depth image.
         """
         points = clip.world_points()
+        assert clip.depth is not None  # or the clip would have refused
         height, width = clip.depth.shape[1:]
         if grid_height > height or grid_width > width:
             raise UserError(
                 f"scene {clip.scene_id}: a {grid_height}x{grid_width} token grid is finer than its {height}x{width} depth image"
             )
-        known = clip.depth > 0
+        known = np.greater(clip.depth, 0)
         share = _cell_sums(np.ones((1, height, width)), grid_height, grid_width)
         count = _cell_sums(known.astype(np.float64), grid_height, grid_width)
         valid = (count >= MIN_VALID * share) & (count > 0)
@@ -101,7 +102,8 @@ def _cell_sums(images: np.ndarray, grid_height: int, grid_width: int) -> np.ndar
 def _visible(
     clip: PosedClip, middles: np.ndarray, grid: tuple[int, int], frames: Iterable[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Queries (Q, 3), right answers (Q, N) and the far flag (Q,): what every other frame sees that frame j of `frames` sees too."""
+    """Queries (Q, 3), right answers (Q, N) and the far flag (Q,): what frame j of `frames` sees of the others."""
+    assert clip.depth is not None and clip.intrinsics is not None and clip.camera_to_world is not None
     height, width = clip.depth.shape[1:]
     queries, right, far = [np.zeros((0, 3), int)], [np.zeros((0, middles.shape[1]), bool)], [np.zeros(0, bool)]
     for j in frames:

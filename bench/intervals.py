@@ -1,7 +1,7 @@
 """Intervals: how sure a difference is. Scene-level bootstrap, McNemar, TOST and the non-inferiority verdict.
 
-Between scores (bench/tasks, bench/probes) and report.json. Everything here works on sufficient statistics per scene: a metric is
-`reduce(sums over scenes)`, so that resampling scenes is one matrix product and two models are resampled together by sharing it.
+Between scores (bench/tasks, bench/probes) and report.json. Everything here works on sufficient statistics per scene: a metric
+is `reduce(sums over scenes)`, so that resampling scenes is one matrix product, which two models share to be resampled together.
 
     python -c "import numpy as np; from bench.intervals import interval; print(interval(np.c_[np.arange(9.), np.ones(9)]))"
 
@@ -67,7 +67,7 @@ def _nanmean(values: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def by_type(
-    scores: Mapping[Hashable, float], scenes: Mapping[Hashable, str], types: Mapping[Hashable, str]
+    scores: Mapping[Any, float], scenes: Mapping[Any, str], types: Mapping[Any, str]
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Per-question scores as sufficient statistics.
 
@@ -115,7 +115,10 @@ def retained(
 ) -> Interval:
     """The share of the teacher's gain over a baseline that the student keeps: (student - baseline) / (teacher - baseline).
 
-    Where a draw's teacher gains nothing the share is meaningless; a wide interval then says so.
+    Where some draws have a teacher that gains next to nothing the share is meaningless; a wide interval then says so.
+
+    Raises:
+        UserError: the teacher is exactly as good as the baseline.
     """
     _same_scenes(student, teacher)
     _same_scenes(student, baseline)
@@ -231,7 +234,9 @@ def clustered_stderr(values: Sequence[float] | np.ndarray, clusters: Sequence[Ha
     """Standard error of a mean whose values are correlated within clusters (scenes); pass differences for a paired one."""
     values = np.asarray(values, dtype=float)
     _, index = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)
-    return float(math.sqrt(np.sum(np.bincount(index, weights=values - values.mean()) ** 2)) / len(values))
+    deviation = values - values.mean()
+    within = np.sum(np.bincount(index, weights=deviation) ** 2) - np.sum(deviation**2)  # products of different items
+    return float(math.sqrt(max(0.0, mean_stderr(values) ** 2 + within / len(values) ** 2)))
 
 
 def required_n(effect: float, std_a: float = 0.5, std_b: float = 0.5, correlation: float = 0.5, alpha: float = 0.05) -> int:

@@ -14,7 +14,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
+from bench.correspondence import answers
 from bench.exhibits import Matches
+from bench.geometry import CellGeometry
 from vega_artifact import UserError
 
 HIT, MISS = (0, 158, 115), (213, 94, 0)  # Okabe-Ito green and vermillion: distinguishable without red-green vision
@@ -170,40 +172,39 @@ def depth_gradient() -> str:
 
 def match_views(
     features: Mapping[str, np.ndarray],
-    world: np.ndarray,
+    geometry: CellGeometry,
     view_a: int,
     view_b: int,
     size: tuple[int, int],
-    within_m: float = 0.5,
+    centres: Mapping[str, np.ndarray] | None = None,
 ) -> Matches:
-    """Look for the tokens of view a in view b by centred cosine, and check with geometry.
+    """Where the tokens of view a are found in view b: searched and judged as the centred recall of bench/correspondence.py.
 
     Args:
-        features: model -> (N, C, gh, gw) float; each model is centred by its own mean token.
-        world: (N, gh, gw, 3) float, world point at each token's centre in metres, NaN where depth is invalid.
-        size: (height, width) of the frames in pixels.
-        within_m: a match is right when its world point lies this near to the point asked for.
+        features: model -> (T, C, gh, gw) float of one clip, all on the grid of `geometry`.
+        view_a, view_b: frames of that clip.  size: (height, width) of a frame in pixels.
+        centres: model -> (C,) token to subtract, the probe's mean training token; by default the mean over this clip.
 
     Raises:
-        UserError: the two views see no common point.
+        UserError: the two views see no common surface, or a model has another grid.
     """
-    grid = world.shape[1:3]
-    points, candidates = world[view_a].reshape(-1, 3), world[view_b].reshape(-1, 3)
-    distance = np.nan_to_num(np.linalg.norm(points[:, None] - candidates[None], axis=-1), nan=np.inf)
-    asked = np.flatnonzero((distance < within_m).any(axis=1))
-    if not asked.size:
-        raise UserError(f"matches: views {view_a} and {view_b} share no point within {within_m} m; choose two that overlap")
+    chosen = (geometry.queries[:, 0] == view_a) & (geometry.queries[:, 2] == view_b)
+    if not chosen.any():
+        raise UserError(f"matches: views {view_a} and {view_b} share no visible surface; choose two that overlap")
+    grid = next(iter(features.values())).shape[2:]
     cell = np.array((size[1] / grid[1], size[0] / grid[0]))
-    centres = (np.stack(np.meshgrid(np.arange(grid[1]), np.arange(grid[0])), axis=-1).reshape(-1, 2) + 0.5) * cell
+    middles = (np.stack(np.meshgrid(np.arange(grid[1]), np.arange(grid[0])), axis=-1).reshape(-1, 2) + 0.5) * cell
     found, hits = {}, {}
     for model, value in features.items():
-        tokens = as_tokens(value)
-        tokens = (tokens - tokens.mean(axis=0)).reshape(len(value), -1, value.shape[1])
-        tokens /= np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
-        best = (tokens[view_a][asked] @ tokens[view_b].T).argmax(axis=1)
-        found[model] = centres[best].astype(np.float32)
-        hits[model] = distance[asked, best] < within_m
-    return Matches(view_a, view_b, centres[asked].astype(np.float32), found, hits)
+        if value.shape[2:] != grid or grid[0] * grid[1] != geometry.candidates.shape[1]:
+            cells = geometry.candidates.shape[1]
+            raise UserError(f"matches: {model} has grid {value.shape[2:]}, the geometry {cells} cells; use one grid for all")
+        tokens = as_tokens(value).reshape(len(value), -1, value.shape[1])
+        centre = centres[model] if centres is not None else tokens.mean(axis=(0, 1))
+        best = answers(tokens, geometry, centre)[chosen]
+        found[model] = middles[best].astype(np.float32)
+        hits[model] = geometry.right[chosen, best]
+    return Matches(view_a, view_b, middles[geometry.queries[chosen, 1]].astype(np.float32), found, hits)
 
 
 def correspondence_lines(

@@ -2,7 +2,7 @@
 
 From features of any model (teacher, student, exported file, controls) and posed clips to the "probes" and "paired" rows of the
 report. Three questions: depth (bench/depth.py), correspondence between views (bench/correspondence.py) and VEGA-3D's voxel
-consistency (bench/consistency.py). Probes are fitted on the training rooms, tuned on the validation rooms, judged on the test rooms.
+consistency (bench/consistency.py). Fitted on the training rooms, tuned on the validation rooms, judged on the test rooms.
 
     from bench.probes import evaluate
     result = evaluate({"teacher": teacher_maps, "raw_patches": patch_maps}, train_clips, val_clips, test_clips)
@@ -96,9 +96,10 @@ def evaluate(
 
     Returns:
         probes, paired: rows as documented in bench/schema.py.
-        retained: rows {metric, value, low, high, n}: share of the teacher's gain over raw patches that the exported student keeps.
-        extras: model -> {"strength", "val_r2", and name -> {value, low, high, n}}: position-only depth, chance and far subset of
-            the correspondences, random-pair control and contrast of the voxel score.
+        retained: rows {metric, value, low, high, n}: share of the teacher's gain over raw patches that the exported student
+            keeps.
+        extras: model -> {"strength", "val_r2", and name -> {value, low, high, n}}: depth from the position alone, chance and
+            far subset of the correspondences, random-pair control and contrast of the voxel score.
         per_scene: metric -> model -> scene_id -> value, NaN where a scene does not carry the metric.
         missing: metric -> why no row has it.
 
@@ -156,9 +157,12 @@ class Rooms:
         """float32 (T, N, C) per scene of the split, and the grid they share."""
         found, grids = [], set()
         for clip in self.clips[split]:
-            if clip.scene_id not in maps:
-                raise UserError(f"probes: {model} has no features for scene {clip.scene_id} ({split}); extract that scene too")
-            features = np.asarray(maps[clip.scene_id])
+            try:  # and not `in`, which for a lazy Mapping computes the features a first time
+                features = np.asarray(maps[clip.scene_id])
+            except KeyError as error:
+                raise UserError(
+                    f"probes: {model} has no features for scene {clip.scene_id} ({split}); extract that scene too"
+                ) from error
             if features.ndim != 4 or len(features) != len(clip.rgb):
                 raise UserError(
                     f"probes: {model}, scene {clip.scene_id}: ({len(clip.rgb)}, C, gh, gw) expected, one map per frame, "
@@ -215,8 +219,9 @@ def _add_rows(
             identity = {"metric": metric, "task": None, "protocol": None, "type": None, "a": a, "b": b}
             result["paired"].append(identity | {"difference": found.value, "low": found.low, "high": found.high, "n": found.n})
     if all(name in tables for name in KEPT):
-        found = retained(*(tables[name] for name in KEPT), reduce, draws, seed)
-        result["retained"].append({"metric": metric, **asdict(found)})
+        student, teacher, baseline = (tables[name] for name in KEPT)
+        if reduce(teacher.sum(0)) != reduce(baseline.sum(0)):
+            result["retained"].append({"metric": metric, **asdict(retained(student, teacher, baseline, reduce, draws, seed))})
     result["per_scene"][metric] = {
         name: {scene: float(value) for scene, value in zip(scenes, reduce(table))} for name, table in tables.items()
     }

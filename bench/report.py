@@ -34,6 +34,9 @@ STAGE_WORDS = {
 }
 
 
+DIRECTION_COLOURS = {"better": "#0072B2", "worse": "#D55E00", "open": "#7B8794"}
+
+
 class Strip(NamedTuple):
     """One labelled row of pictures."""
 
@@ -63,6 +66,7 @@ class DotPlot(NamedTuple):
     dots: list[Dot]
     ticks: list[tuple[float, str]]
     zero: float | None
+    folded: bool = False
 
 
 def inline(png: bytes) -> str:
@@ -97,8 +101,8 @@ def gather(report: dict[str, Any], shown: ReportPictures | None, notes: ReportNo
         "notes": notes,
         "sentence": findings.sentence(report),
         "supervision": findings.supervision_text(notes),
-        "key_numbers": findings.key_numbers(report),
-        "claims": findings.claims(report),
+        "key_numbers": findings.key_numbers(report, notes),
+        "claims": findings.claims(report, notes),
         "views": strips(shown) if shown else [],
         "gates": gate_strips(shown) if shown else None,
         "matches": match_pictures(shown) if shown else [],
@@ -247,24 +251,19 @@ def probe_table(probes: Sequence[Row]) -> dict[str, Any]:
 
 
 def paired_plots(paired: Sequence[Row]) -> list[DotPlot]:
-    """One forest plot per metric or task: every scale is its own, zero is marked in each."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """One forest plot per metric and task, each with its own scale; a task's single types are folded away below its overall."""
+    groups: dict[tuple[str, bool], list[Row]] = {}
     for row in paired:
         title = METRIC_TITLES[row["metric"]] if row["metric"] else f"{row['task']} ({row['protocol']}), percent points"
-        groups.setdefault((title, row["metric"] or ""), []).append(row)
+        groups.setdefault((title, row["type"] not in (None, "overall")), []).append(row)
     plots = []
-    for (title, metric), rows in groups.items():
+    for (title, folded), rows in groups.items():
         names = [f"{TITLES[row['a']]} − {TITLES[row['b']].lower()}" for row in rows]
-        labels = (
-            names
-            if metric
-            else [
-                name + ("" if row["type"] == "overall" else f", {row['type'].replace('_', ' ')}")
-                for name, row in zip(names, rows, strict=True)
-            ]
-        )
-        colours = [{"better": "#0072B2", "worse": "#D55E00", "open": "#7B8794"}[findings.direction(row)] for row in rows]
-        plots.append(dot_plot(title, rows, labels, colours, "difference", zero=True))
+        if folded:
+            names = [f"{row['type'].replace('_', ' ')}: {name}" for row, name in zip(rows, names, strict=True)]
+        colours = [DIRECTION_COLOURS[findings.direction(row)] for row in rows]
+        plot = dot_plot(title, rows, names, colours, "difference", zero=True)
+        plots.append(plot._replace(folded=folded, title=f"{title}, by question type" if folded else title))
     return plots
 
 
@@ -310,7 +309,7 @@ def latency_pictures(report: Row) -> list[tuple[str, str]]:
         probed = {row["model"] for row in report["probes"] if row["metric"] == metric}
         if any(row["model"] in probed for row in report["latency"]):
             title = METRIC_TITLES[metric]
-            image = charts.latency_quality(report["latency"], report["probes"], metric, f"{title}, 95 % interval", TITLES)
+            image = charts.latency_quality(report["latency"], report["probes"], metric, title, TITLES)
             drawn.append((title, inline(image)))
     return drawn
 

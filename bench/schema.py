@@ -134,7 +134,9 @@ ROWS: dict[str, dict[str, Field]] = {
         "task": TASK,
         "protocol": PROTOCOL,
         "margin": positive("student minus teacher must stay above minus this, in percent points"),
-        "verdict": one_of(VERDICTS, "whether the 95 % bound lies inside the margin, outside it, or on both sides"),
+        "verdict": one_of(
+            VERDICTS, "by the one-sided 95 % bounds of student minus teacher: lower above -margin, upper below it, or neither"
+        ),
         "needed_n": optional(count("questions that would settle an inconclusive verdict; null when settled")),
     },
     "latency": {

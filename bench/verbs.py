@@ -6,8 +6,10 @@ vega-edge bench latency EXPORT --run RUN --out latency.json
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -65,11 +67,77 @@ class Latency:
         print(latency.table(result))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """3D probes on frozen features: fitted on the train cache, tuned on val, judged on test."""
+
+    train: Path
+    """Cache of training rooms."""
+    val: Path
+    """Cache of validation rooms, of the same teacher."""
+    test: Path
+    """Cache of test rooms, of the same teacher; no room in two caches."""
+    run_folder: Annotated[Path | None, arg(name="run")] = None
+    """A run: adds the student and its untrained twin."""
+    export: Path | None = None
+    """An export: adds the exported file."""
+    stream: str = "fused"
+    """Which of the teacher's streams to judge."""
+    out: Path | None = None
+    """JSON file for the rows, in the report's schema."""
+
+    def run(self) -> None:
+        from bench import maps, probes
+        from teacher.cache import FeatureCache
+
+        caches = [FeatureCache(path) for path in (self.train, self.val, self.test)]
+        models = maps.collect(caches, self.run_folder, self.export, self.stream)
+        result = probes.evaluate(models, *(maps.clips(cache) for cache in caches))
+        if self.out:
+            write_json(self.out, result)
+        for row in result["probes"]:
+            print(f"{row['metric']:<32}{row['model']:<22}{row['value']:>7.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Downstream answers from student tokens against those from teacher tokens: pass, fail or inconclusive."""
+
+    task: str
+    """A name from `vega-edge list tasks`."""
+    student: Path
+    """JSON file {question id: answer} of the reader fed with the exported student's tokens."""
+    teacher: Path
+    """The same, fed with the teacher's tokens."""
+    questions: Path
+    """The benchmark's own records (json, jsonl or parquet)."""
+    margin: float = 2.0
+    """How many percent points the student may lose."""
+    protocol: str | None = None
+    """Scoring rules; none: the task's first."""
+    out: Path | None = None
+    """JSON file for the rows, in the report's schema."""
+
+    def run(self) -> None:
+        from bench import parity
+
+        questions = parity.read_questions(self.task, self.questions)
+        student, teacher = parity.read_predictions(self.student), parity.read_predictions(self.teacher)
+        result = parity.compare(self.task, student, teacher, questions, self.margin, self.protocol)
+        if self.out:
+            write_json(self.out, result)
+        print(parity.table(result))
+
+
+MEASURES: dict[str, type] = {"latency": Latency, "probe": Probe, "parity": Parity}
+Measure: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in MEASURES.items()))
+
+
 @dataclass(frozen=True)
 class Bench:
     """Measure one thing about an artifact."""
 
-    what: Annotated[Latency, subcommand("latency")]
+    what: Measure
 
     def run(self) -> None:
         self.what.run()

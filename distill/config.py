@@ -16,7 +16,7 @@ import torch
 from vega_artifact import UserError, canonical
 
 # These change how a run is carried out, not which run it is: one may change them and still resume or reuse it.
-HOUSEKEEPING = ("threads", "log_every", "checkpoint_seconds", "checkpoint_steps", "progress")
+HOUSEKEEPING = ("threads", "evaluate_every", "log_every", "checkpoint_seconds", "checkpoint_steps", "progress")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class RunConfig:
     image_size: tuple[int, int] | None = None
     """Student input (height, width) in pixels; none: as the frames lie in the cache."""
     weights: Mapping[str, float] = field(default_factory=lambda: {"fused": 1.0, "generative": 0.5, "semantic": 0.25})
-    """Teacher streams to learn, with their weights in the loss."""
+    """Teacher streams to learn, with their weights in the loss; 0 leaves a stream out."""
 
     normalizer: Literal["standardize", "phi_s", "layernorm", "none"] = "standardize"
     """How targets are scaled before they are compared."""
@@ -87,12 +87,17 @@ class RunConfig:
         wrong += [f"{name} must not be negative" for name in rates if not getattr(self, name) >= 0]
         if self.cosine + self.smooth_l1 + self.gram <= 0:
             wrong.append("one of cosine, smooth_l1 and gram must be above 0")
-        if not self.weights or any(not weight > 0 for weight in self.weights.values()):
-            wrong.append("weights must name at least one stream, each with a weight above 0")
+        if not self.streams or any(not weight >= 0 for weight in self.weights.values()):
+            wrong.append("weights must not be negative and at least one stream's must be above 0")
         if self.threads is not None and self.threads < 1:
             wrong.append("threads must be at least 1")
         if wrong:
             raise UserError(f"run config: {'; '.join(wrong)}")
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that are learned."""
+        return [name for name, weight in self.weights.items() if weight > 0]
 
     def identity(self) -> dict[str, Any]:
         """What makes this run another run: everything but the housekeeping, as plain JSON."""

@@ -96,7 +96,7 @@ class Trainer:
 
     def __init__(self, cache: FeatureCache, folder: RunFolder, config: RunConfig, accelerator: Accelerator) -> None:
         self.cache, self.folder, self.config, self.accelerator = cache, folder, config, accelerator
-        self.streams = list(config.weights)
+        self.streams = config.streams
         if config.batch % accelerator.num_processes:
             raise UserError(f"run config: batch {config.batch} cannot be dealt to {accelerator.num_processes} processes evenly")
         grid = check_streams(cache, self.streams)
@@ -110,7 +110,8 @@ class Trainer:
         for normalizer in self.normalizers.values():
             normalizer.to(accelerator.device)
         self.precision = resolve_precision(config.precision, accelerator.device)
-        objective = Objective(weights=config.weights, cosine=config.cosine, smooth_l1=config.smooth_l1, gram=config.gram)
+        weights = {name: config.weights[name] for name in self.streams}
+        objective = Objective(weights=weights, cosine=config.cosine, smooth_l1=config.smooth_l1, gram=config.gram)
         self.initial = {name: value.clone() for name, value in self.student.state_dict().items()}
         self.model = accelerator.prepare(Distiller(self.student, objective, self.precision))
         self.optimizers = create_optimizers(self.student, config)

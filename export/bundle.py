@@ -20,7 +20,7 @@ from vega_artifact import MANIFEST, UserError, atomic_write, read_manifest, veri
 ROOT = "vega-edge"
 REPOSITORY = Path(__file__).resolve().parents[1]
 CODE = ("vega_artifact.py", "export/__init__.py", "export/staging.py", "export/tensorrt.py", "bench/latency.py")
-README = """# {name}: a VEGA-Edge student, ready to run
+README = """# A VEGA-Edge student, ready to run
 
 Precision {precision}, input {height}x{width} RGB, outputs: {outputs}. Export {fingerprint}, from run {run}.
 
@@ -63,19 +63,18 @@ def write_bundle(export: Path | str, out: Path | str) -> Path:
     entries = {f"model/{name}": (export / name).read_bytes() for name in [MANIFEST, *manifest["files"]]}
     runtime = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "export" / "runtime").glob("*.py"))
     entries |= {name: (REPOSITORY / name).read_bytes() for name in [*CODE, *runtime]}
-    entries["README.md"] = readme(export.resolve().name, manifest).encode()
+    entries["README.md"] = readme(manifest).encode()
     sums = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(entries.items())]
     entries["SHA256SUMS"] = "".join(sums).encode()
     atomic_write(out, lambda temporary: write_tar(temporary, entries))
     return out
 
 
-def readme(name: str, manifest: dict[str, Any]) -> str:
+def readme(manifest: dict[str, Any]) -> str:
     """The bundle's README for this export."""
     height, width = manifest["preprocess"]["size"]
     outputs = [f"{output['name']} ({output['tokens']} tokens x {output['channels']})" for output in manifest["outputs"]]
     return README.format(
-        name=name,
         precision=manifest["config"]["precision"],
         height=height,
         width=width,

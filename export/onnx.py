@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -179,13 +180,8 @@ def to_onnx(student: nn.Module, names: tuple[str, ...], size: tuple[int, int], c
     from timm.utils.model import reparameterize_model
 
     module = StreamTuple(reparameterize_model(student), names).eval()
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript that nobody here can act on
+        with quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (torch.zeros(EXAMPLE_BATCH, 3, *size),),
@@ -198,18 +194,31 @@ def to_onnx(student: nn.Module, names: tuple[str, ...], size: tuple[int, int], c
                 verbose=False,
             )
     except Exception as error:  # the exporter raises its own and torch's errors alike
-        reason = next(iter(str(error).split("\n")), "") or type(error).__name__
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         advice = "choose another one (vega-edge list students)"
         raise UserError(f"torch cannot export this student to ONNX ({reason}); {advice}") from error
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)  # stack traces with file names; they would also change the hash
     model = program.model_proto
     for value in [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]:
         value.ClearField("metadata_props")
     return to_half(model) if config.precision == "fp16" else model
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Silence deprecations and progress inside torch and onnxscript that nobody here can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def torch_streams(student: nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -69,11 +69,11 @@ def check_parity(
         images = probe_images(batch, size)
         expected, got = reference(images), found(images)
         for name, value in expected.items():
-            row = {"stream": name, "batch": batch, **difference(value, got[name])}
+            distance = difference(value, got[name])
             for kind, limit in TOLERANCES[precision].items():
-                if not row[kind] <= limit:
-                    text = f"{name} at batch {batch}: {kind} difference {row[kind]:.2e}, {limit:.0e} allowed"
+                if not distance[kind] <= limit:
+                    text = f"{name} at batch {batch}: {kind} difference {distance[kind]:.2e}, {limit:.0e} allowed"
                     advice = "export with --precision fp32" if precision != "fp32" else "choose another student"
                     raise UserError(f"the exported file does not compute what the student computes ({text}); {advice}")
-            rows.append(row)
+            rows.append({"stream": name, "batch": batch, **distance})
     return rows

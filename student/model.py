@@ -77,8 +77,8 @@ class GridResample(nn.Module):
 
 def _resize_matrix(old: int, new: int) -> Tensor:
     """(new, old) float32: each row holds the weights of one output position."""
-    unit = torch.eye(old).view(1, old, old, 1)  # one channel per input position
-    return interpolate(unit, size=(new, 1), mode="bilinear", antialias=True, align_corners=False)[0, :, :, 0].T.contiguous()
+    unit = torch.eye(old)[None, None]  # only the rows are resized: torch mixes up maps that are one pixel wide
+    return interpolate(unit, size=(new, old), mode="bilinear", antialias=True, align_corners=False)[0, 0]
 
 
 class StudentModel(nn.Module):

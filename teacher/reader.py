@@ -4,7 +4,7 @@ The questions of one scene share its visual prefix, so they are packed into one 
 and to itself only, and positions restart after the prefix. One pass then costs the prefix once, in training and in greedy
 decoding, and gives the same logits as asking each question alone (a test compares them).
 
-    python -c "from teacher.tiny import load_bundle; print(load_bundle().readers)"
+    python -c "from teacher.tiny.bundle import load_reader; print(load_reader("blind", 0).answer(None, ["How many chair(s)?"]))"
 """
 
 from __future__ import annotations

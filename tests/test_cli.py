@@ -5,7 +5,9 @@ python -m pytest tests/test_cli.py
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import inspect
 import json
 import subprocess
 import sys
@@ -15,8 +17,9 @@ import pytest
 
 import vega_artifact
 import vega_edge
+from bench.verbs import MEASURES
 
-VERBS = [[name] for name in vega_edge.VERBS if name != "bench"] + [["bench", name] for name in ("latency", "probe", "parity")]
+VERBS = [[name] for name in vega_edge.VERBS if name != "bench"] + [["bench", name] for name in MEASURES]
 
 
 def words(arguments: list[str]) -> str:
@@ -47,7 +50,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("verb", VERBS, ids=words)
     def test_every_flag_is_explained(self, verb: list[str]) -> None:
-        kind = {"bench": BENCH}.get(verb[0], vega_edge.VERBS).get(verb[-1])
+        kind = MEASURES[verb[1]] if verb[0] == "bench" else vega_edge.VERBS[verb[0]]
         source = inspect.getsource(kind)
         assert inspect.getdoc(kind)
         for field in dataclasses.fields(kind):
@@ -235,15 +238,15 @@ class TestDoctor:
         assert "onnxruntime on" in therefore and "vega-edge demo" in therefore
 
     def test_draws_the_right_conclusions(self) -> None:
-        from dataclasses import replace
-
         from bench.doctor import consequences, examine
 
-        bare = replace(examine(), gpu=None, tensorrt="tensorrt 10.3", onnx_device=None, java=None, disk_free_gib=0.5)
+        bare = dataclasses.replace(
+            examine(), gpu=None, tensorrt="tensorrt 10.3", onnx_device=None, java=None, disk_free_gib=0.5
+        )
         told = "\n".join(consequences(bare))
         assert "run on the CPU" in told and "install onnxruntime" in told and "left out" in told and "free some space" in told
         assert "build` is refused" in told, "TensorRT without a GPU builds nothing"
-        rich = replace(bare, gpu="H200", onnx_device="CUDA", java="openjdk 17", disk_free_gib=50.0)
+        rich = dataclasses.replace(bare, gpu="H200", onnx_device="CUDA", java="openjdk 17", disk_free_gib=50.0)
         told = "\n".join(consequences(rich))
         assert "run on the GPU" in told and "onnxruntime on CUDA" in told and "makes TensorRT engines here" in told
 

@@ -69,13 +69,14 @@ def meteor(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> tupl
         encoding="utf-8",
     ) as process:
         assert process.stdin and process.stdout
+        to_java, from_java = process.stdin, process.stdout
 
         def ask(line: str) -> None:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
+            to_java.write(line + "\n")
+            to_java.flush()
 
         def answer() -> str:
-            if not (line := process.stdout.readline()):
+            if not (line := from_java.readline()):
                 raise UserError("METEOR: the Java process stopped early; it needs 2 GB of memory, free some and run again")
             return line.strip()
 

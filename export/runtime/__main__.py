@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto", help="auto, onnxruntime or onnxruntime-cuda")
     parser.add_argument("--threads", type=int, help="CPU threads inside one operator")
     parser.add_argument("--check", action="store_true", help="compare with the values stored at export time")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # images may follow the options
     if not options.check and not options.images:
         parser.error("nothing to do: give images and --out, or --check")
     if bool(options.images) != bool(options.out):

@@ -3,7 +3,7 @@
 Part of the procedural scenes. Many short curves are drawn, those that touch furniture are dropped, and of the rest the
 one with the longest free view while turning is taken.
 
-    python -c "from teacher.scenes import open_scenes; print(open_scenes('procedural:val?count=1')[0].camera_to_world[:, :3, 3])"
+    python -c "from teacher.scenes import open_scenes; print(open_scenes('procedural:val')[0].camera_to_world[:, :3, 3])"
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ MILLIMETRES = 1000.0
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """frames: how many, spread evenly over the valid ones (0 = all); height: pixels, the width keeps the aspect (0 = as stored)."""
+    """frames: how many, spread evenly (0 = all); height: pixels, the width keeps the aspect (0 = as stored)."""
 
     frames: int = 32
     height: int = 0

@@ -3,7 +3,7 @@
 First link of scenes -> questions: every spatial ground truth (distances, directions, routes) is computed here.
 Boxes stand upright: they turn about world +z only, so a distance splits exactly into a footprint and a height part.
 
-    python -m pytest tests/teacher/test_questions.py -k geometry
+    python -m pytest tests/teacher/test_scene_geometry.py
 """
 
 from __future__ import annotations

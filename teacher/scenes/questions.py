@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from teacher.scenes.balance import in_turns
 from teacher.scenes.evidence import Evidence
 from teacher.scenes.question_files import load_questions, write_questions
 from teacher.scenes.questions_ladder import LADDER, LADDER_TYPES
@@ -46,7 +46,6 @@ NUMERIC_POST = {
     "gpt4v": "Do not response anything other than a single number!",
     "neo_ov": "Answer briefly and directly in one float number.",
 }
-Item = TypeVar("Item")
 
 
 def procedural_questions(
@@ -79,15 +78,10 @@ def _stream(scene_id: str, seed: int, name: str) -> random.Random:
     return random.Random(f"{scene_id}/{seed}/{name}")
 
 
-def _in_turns(groups: Sequence[Sequence[Item]]) -> list[Item]:
-    """The first of every group, then the second of every group, and so on."""
-    return [item for row in zip_longest(*groups) for item in row if item is not None]
-
-
 def _vsi_records(evidence: Evidence, seed: int) -> list[dict[str, Any]]:
     scene = evidence.scene_id
     drafts = [draft for make in VSI for draft in make(evidence, _stream(scene, seed, make.__name__))]
-    ordered = _in_turns([[draft for draft in drafts if draft.question_type == name] for name in VSI_TYPES])
+    ordered = in_turns([[draft for draft in drafts if draft.question_type == name] for name in VSI_TYPES])
     # Ids are unique over scenes and seeds, and below 2^53 so that JSON readers keep every digit.
     base = int(hashlib.sha256(f"{scene}/{seed}".encode()).hexdigest()[:10], 16) * 1000
     records = []
@@ -120,7 +114,7 @@ def _scanqa_records(evidence: Evidence, seed: int) -> list[dict[str, Any]]:
             "object_names": [item.name for item in draft.objects],
             "type": name,
         }
-        for number, (name, draft) in enumerate(_in_turns(groups))
+        for number, (name, draft) in enumerate(in_turns(groups))
     ]
 
 

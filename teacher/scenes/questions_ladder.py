@@ -1,8 +1,9 @@
 """The spatial ladder: easy ScanQA-style questions, rung by rung from one view to the whole room.
 
 VSI-Bench asks for relations a small reader cannot work out even from true geometry; these questions show what the tokens
-hold before they show how clever the reader is. Views are numbered from 1. Balance comes by construction: of a pair either
-member may be named first, and pairs whose order changes between views are asked in both, so that classes alone tell nothing.
+hold before they show how clever the reader is. Views are numbered from 1. Balance comes by construction: either member of a
+pair may be named first, pairs whose order changes between views are asked in both, and orders that the names alone suggest
+are thinned out (`balance.py`). Only `higher` stays predictable from names: a window is above a stool in every room.
 
     python -c "from teacher.scenes import open_scenes; from teacher.scenes.questions import procedural_questions; \
                print(*procedural_questions(open_scenes('procedural:val?count=1')[0], 'scanqa'), sep='\\n')"
@@ -10,13 +11,13 @@ member may be named first, and pairs whose order changes between views are asked
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING
 
+from teacher.scenes.balance import SINGLES, presence, spread, surprise, weighted
 from teacher.scenes.evidence import Evidence, Sighting
 from teacher.scenes.furniture import FURNITURE
 
@@ -27,7 +28,6 @@ NEARER_RATIO = 1.15  # a person judges distances in a picture to about 15 %
 SIDEWAYS = 0.12  # of the picture width between the middles of two objects
 HIGHER = 0.25  # metres between box centres
 CLOSE_UP = 0.5  # metres; nearer objects fill the view and their distance is guesswork
-DRAWS = 6.0  # different classes in a typical room; makes `_presence` agree with 300 rooms to about 0.05
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,14 @@ def _in_views(evidence: Evidence, before: Callable[[Sighting, Sighting], bool]) 
     return orders
 
 
+def _unexpected(orders: Sequence[Order], rng: random.Random) -> list[Order]:
+    """Facts about depth, thinned until the classes of a pair no longer tell which is nearer."""
+    return [order for order in orders if rng.random() < surprise(order.winner.name, order.loser.name)]
+
+
 def nearer(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """Which is nearer: median ray distances of the visible surfaces at least 15 % apart."""
-    orders = _in_views(evidence, lambda a, b: a.distance * NEARER_RATIO < b.distance)
+    orders = _unexpected(_in_views(evidence, lambda a, b: a.distance * NEARER_RATIO < b.distance), rng)
     return _which("In view {view}, which is nearer to the camera, the {x} or the {y}?", orders, rng, 6)
 
 
@@ -137,13 +142,14 @@ def left_of(evidence: Evidence, rng: random.Random) -> list[Draft]:
 def in_front_of(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """In front: nine tenths of the visible surface lie at lower depth than nine tenths of the other's, 15 % apart."""
     orders = _in_views(evidence, lambda a, b: a.far < b.near and (a.near + a.far) * NEARER_RATIO < b.near + b.far)
+    orders = _unexpected(orders, rng)
     return _whether("In view {view}, is the {x} in front of the {y}?", orders, rng, 5)
 
 
 def higher(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """Which box centre is higher above the floor, by at least 25 cm."""
     orders = [Order(a, b) for a, b in permutations(evidence.unique(), 2) if a.center[2] > b.center[2] + HIGHER]
-    return _which("Which is higher in the room, the {x} or the {y}?", orders, rng, 3)
+    return _which("Which is higher in the room, the {x} or the {y}?", orders, rng, 2)
 
 
 def first_seen(evidence: Evidence, rng: random.Random) -> list[Draft]:
@@ -155,30 +161,19 @@ def first_seen(evidence: Evidence, rng: random.Random) -> list[Draft]:
 
 
 def exists(evidence: Evidence, rng: random.Random) -> list[Draft]:
-    """As many furniture classes that are visible as ones the room lacks; common ones are asked for less often when there.
+    """As many furniture classes that are visible as ones the room lacks.
 
-    Weights 1 - p (there) and p (not there), p the chance of the class, make yes and no equally frequent for each class.
+    Weights 1 - p (there) and p (lacking), p the chance of the class, make yes and no equally frequent for every class.
     """
     present = {item.name: item for item in evidence.visible if item.name in FURNITURE}
     absent = sorted(set(FURNITURE) - {item.name for item in evidence.objects})
     each = min(2, len(present), len(absent))
-    there = _draw(rng, {name: 1 - _presence(name) for name in present}, each)
-    missing = _draw(rng, {name: _presence(name) for name in absent}, each)
+    there = weighted(rng, {name: 1 - presence(name) for name in present}, each)
+    lacking = weighted(rng, {name: presence(name) for name in absent}, each)
     drafts = [Draft(_is_there(name), ("yes",), (present[name],)) for name in there]
-    drafts += [Draft(_is_there(name), ("no",)) for name in missing]
+    drafts += [Draft(_is_there(name), ("no",)) for name in lacking]
     rng.shuffle(drafts)
     return drafts
-
-
-def _presence(name: str) -> float:
-    """Chance that a procedural room holds at least one of the class."""
-    return 1 - math.exp(-DRAWS * FURNITURE[name].weight / sum(kind.weight for kind in FURNITURE.values()))
-
-
-def _draw(rng: random.Random, weights: Mapping[str, float], number: int) -> list[str]:
-    """`number` different names, each with a chance in proportion to its weight (Efraimidis and Spirakis 2006)."""
-    keys = {name: rng.random() ** (1 / weight) for name, weight in weights.items()}
-    return sorted(keys, key=lambda name: -keys[name])[:number]
 
 
 def _is_there(name: str) -> str:
@@ -186,15 +181,13 @@ def _is_there(name: str) -> str:
 
 
 def count(evidence: Evidence, rng: random.Random) -> list[Draft]:
-    """How many instances of a class, all of them visible; single ones only as often as repeated ones, or once."""
-    groups = list(evidence.categories().items())
-    rng.shuffle(groups)
-    repeated = [group for group in groups if len(group[1]) > 1][:3]
-    single = [group for group in groups if len(group[1]) == 1][: max(1, len(repeated) // 2)]
-    return [
+    """How many instances of a class, all of them visible; the numbers that occur take turns."""
+    drafts = [
         Draft(f"How many {plural(name)} are in the room?", (str(len(items)),), tuple(items))
-        for name, items in repeated + single
+        for name, items in evidence.categories().items()
+        if name not in SINGLES
     ]
+    return spread(rng, drafts, lambda draft: draft.answers[0], 3)
 
 
 def plural(name: str) -> str:

@@ -11,11 +11,12 @@ items dropped. Only objects visible in the frames are asked about, and "the CLAS
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 from typing import TYPE_CHECKING
 
+from teacher.scenes.balance import spread
 from teacher.scenes.evidence import Evidence
 from teacher.scenes.geometry import box_distance, ground_distance, line_is_free, turn_angle
 
@@ -33,6 +34,7 @@ EASY = {"left": (15, 165), "right": (-165, -15)}
 MEDIUM = {"left": (15, 120), "right": (-120, -15), "back": (150, 210)}
 HARD = {"front-left": (15, 75), "back-left": (105, 165), "back-right": (-165, -105), "front-right": (-75, -15)}
 TURNS = {"Turn Left": (60, 120), "Turn Right": (-120, -60), "Turn Back": (150, 210)}
+CLOSEST = "Measuring from the closest point of each object, which of these objects ({{options}}) is the closest to the {t}?"
 SEVERAL = "\nIf there are multiple instances of an object category, measure to the closest."
 STANDPOINT = "If I am standing by the {p} and facing the {o}, is the {q} to "
 DIRECTION = {
@@ -78,26 +80,32 @@ def sector(angle: float, sectors: Mapping[str, tuple[float, float]]) -> str | No
     return next((name for name, (low, high) in sectors.items() if (angle - low) % 360 <= high - low), None)
 
 
-def _shuffled(rng: random.Random, options: Iterable[str]) -> tuple[str, ...]:
-    items = list(options)
-    return tuple(rng.sample(items, len(items)))
+def _answer(draft: Draft) -> str:
+    return draft.answer
 
 
-def _spread(rng: random.Random, drafts: Sequence[Draft], number: int) -> list[Draft]:
-    """Choose up to `number` drafts, taking the answers in turn, so that no answer is frequent because rooms favour it."""
-    by_answer: dict[str, list[Draft]] = {}
-    for draft in rng.sample(drafts, len(drafts)):
-        by_answer.setdefault(draft.answer, []).append(draft)
-    answers = rng.sample(sorted(by_answer), len(by_answer))
-    rounds = [[by_answer[answer][turn] for answer in answers if turn < len(by_answer[answer])] for turn in range(number)]
-    return [draft for draft_round in rounds for draft in draft_round][:number]
+def _placed(rng: random.Random, drafts: Iterable[Draft]) -> list[Draft]:
+    """Shuffle the options (as many in each draft) such that the answers' letters take turns; {options} names them in order."""
+    letters: list[int] = []
+    placed = []
+    for draft in drafts:
+        options = [option for option in draft.options or () if option != draft.answer]
+        rng.shuffle(options)
+        letters = letters or rng.sample(range(len(options) + 1), len(options) + 1)
+        options.insert(letters.pop(), draft.answer)
+        question = draft.question.replace("{options}", ", ".join(options))
+        placed.append(replace(draft, question=question, options=tuple(options)))
+    return placed
 
 
 def object_counting(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """Classes with at least two instances, all visible (as in the benchmark)."""
-    groups = [(name, items) for name, items in evidence.categories().items() if len(items) > 1]
-    chosen = rng.sample(groups, min(3, len(groups)))
-    return [Draft("object_counting", f"How many {name}(s) are in this room?", str(len(items))) for name, items in chosen]
+    drafts = [
+        Draft("object_counting", f"How many {name}(s) are in this room?", str(len(items)))
+        for name, items in evidence.categories().items()
+        if len(items) > 1
+    ]
+    return spread(rng, drafts, _answer, 2)
 
 
 def object_abs_distance(evidence: Evidence, rng: random.Random) -> list[Draft]:
@@ -147,14 +155,11 @@ def object_rel_distance(evidence: Evidence, rng: random.Random) -> list[Draft]:
             names = rng.sample(sorted(distances), 4)
             first, second = sorted(names, key=lambda name: distances[name])[:2]
             if distances[second] - distances[first] >= APART:
-                question = (
-                    f"Measuring from the closest point of each object, which of these objects ({', '.join(names)}) "
-                    f"is the closest to the {target.name}?"
-                )
                 several = any(len(categories[name]) > 1 for name in names)
-                drafts.append(Draft("object_rel_distance", question + SEVERAL * several, first, tuple(names)))
+                question = CLOSEST.format(t=target.name) + SEVERAL * several
+                drafts.append(Draft("object_rel_distance", question, first, tuple(names)))
                 break
-    return _spread(rng, drafts, 4)
+    return _placed(rng, spread(rng, drafts, _answer, 4))
 
 
 def object_rel_direction(evidence: Evidence, rng: random.Random) -> list[Draft]:
@@ -169,8 +174,7 @@ def object_rel_direction(evidence: Evidence, rng: random.Random) -> list[Draft]:
             if answer is not None:
                 question = (STANDPOINT + tail).format(p=p.name, o=o.name, q=q.name)
                 by_level[level].append(Draft(level, question, answer, tuple(sectors)))
-    chosen = [draft for drafts in by_level.values() for draft in _spread(rng, drafts, 3)]
-    return [Draft(draft.question_type, draft.question, draft.answer, _shuffled(rng, draft.options or ())) for draft in chosen]
+    return [draft for drafts in by_level.values() for draft in _placed(rng, spread(rng, drafts, _answer, 3))]
 
 
 def route_planning(evidence: Evidence, rng: random.Random) -> list[Draft]:
@@ -203,16 +207,13 @@ def route_planning(evidence: Evidence, rng: random.Random) -> list[Draft]:
                 actions = TWO_TURNS.format(x=stop.name, e=end.name)
                 question = ROUTE.format(s=start.name, o=facing.name, e=end.name, actions=actions)
                 two.append(Draft("route_planning", question, f"{first}, {last}"))
-    return [_with_turns(rng, draft) for draft in _spread(rng, one, 2) + _spread(rng, two, 2)]
+    chosen = [replace(draft, options=_pairs_of_turns(rng, draft.answer)) for draft in spread(rng, two, _answer, 2)]
+    return _placed(rng, spread(rng, one, _answer, 2)) + _placed(rng, chosen)
 
 
-def _with_turns(rng: random.Random, draft: Draft) -> Draft:
-    """Shuffled options of a route: all three turns, or four of the nine pairs of turns with the right one among them."""
-    options = draft.options
-    if options is None:
-        wrong = [pair for pair in map(", ".join, product(TURNS, repeat=2)) if pair != draft.answer]
-        options = (draft.answer, *rng.sample(wrong, 3))
-    return Draft(draft.question_type, draft.question, draft.answer, _shuffled(rng, options))
+def _pairs_of_turns(rng: random.Random, answer: str) -> tuple[str, ...]:
+    """The answer and three of the eight wrong pairs."""
+    return answer, *rng.sample([pair for pair in map(", ".join, product(TURNS, repeat=2)) if pair != answer], 3)
 
 
 def obj_appearance_order(evidence: Evidence, rng: random.Random) -> list[Draft]:
@@ -224,10 +225,10 @@ def obj_appearance_order(evidence: Evidence, rng: random.Random) -> list[Draft]:
     for _ in range(4 if len(by_view) >= 4 else 0):
         truth = [rng.choice(by_view[view]) for view in sorted(rng.sample(sorted(by_view), 4))]
         wrong = [order for order in permutations(truth) if list(order) != truth]
-        question = APPEARANCE + ", ".join(_shuffled(rng, truth)) + "?"
-        options = _shuffled(rng, (", ".join(order) for order in (truth, *rng.sample(wrong, 3))))
-        drafts.setdefault(frozenset(truth), Draft("obj_appearance_order", question, ", ".join(truth), options))
-    return list(drafts.values())[:3]
+        question = APPEARANCE + ", ".join(rng.sample(truth, 4)) + "?"
+        options = tuple(", ".join(order) for order in (truth, *rng.sample(wrong, 3)))
+        drafts.setdefault(frozenset(truth), Draft("obj_appearance_order", question, options[0], options))
+    return _placed(rng, list(drafts.values())[:3])
 
 
 VSI: tuple[Callable[[Evidence, random.Random], list[Draft]], ...] = (

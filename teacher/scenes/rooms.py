@@ -3,7 +3,7 @@
 Part of the procedural scenes: a `Room` is what the mesh builder, the camera walk and the ground truth read. The room is
 centred on the world origin, the floor is z = 0. Wall k looks into the room along +y turned by k * 90 degrees.
 
-    python -c "import numpy as np; from teacher.scenes.rooms import make_room; print(make_room(np.random.default_rng(0)).pieces)"
+    python -c "import numpy; from teacher.scenes.rooms import make_room as m; print(m(numpy.random.default_rng(0)).size)"
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class Piece:
         x, y, z = (float(middle) for middle in (low + high) / 2)
         width, depth, height = (float(extent) for extent in high - low)
         cos, sin = float(np.cos(self.yaw)), float(np.sin(self.yaw))
-        center = (cos * x - sin * y + self.origin[0], sin * x + cos * y + self.origin[1], z + self.origin[2])
-        return SceneObject(number, self.name, center, (width, depth, height), self.yaw)
+        ox, oy, oz = (float(place) for place in self.origin)
+        center = (cos * x - sin * y + ox, sin * x + cos * y + oy, z + oz)
+        return SceneObject(number, self.name, center, (width, depth, height), float(self.yaw))
 
 
 @dataclass(frozen=True)
 class Room:
-    """size: x, y, height in metres; shell: structure; pieces: objects, ids 1.. in order; solid: bool (x, y) raster of furniture."""
+    """size: x, y, height in metres; shell: structure; pieces: objects, ids 1.. in order; solid: (x, y) raster of furniture."""
 
     size: tuple[float, float, float]
     shell: tuple[Part, ...]

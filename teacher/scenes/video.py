@@ -11,6 +11,7 @@ import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,8 +77,8 @@ def video_clip(scene_id: str, path: Path, config: VideoConfig) -> PosedClip:
     return PosedClip(scene_id, np.stack(images), None, None, None, wanted)
 
 
-def _decode(container, wanted: set[int], height: int) -> list[np.ndarray]:
-    """The wanted frames of the first video stream, uint8 (H, W, 3) each."""
+def _decode(container: Any, wanted: set[int], height: int) -> list[np.ndarray]:
+    """The wanted frames of the first video stream of an open PyAV container, uint8 (H, W, 3) each."""
     images: list[np.ndarray] = []
     for number, frame in enumerate(container.decode(video=0)):
         if number in wanted:

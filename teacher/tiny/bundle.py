@@ -43,7 +43,7 @@ def embedded_settings(variant: str, bundle: Path = BUNDLE) -> dict[str, Any]:
     """TeacherConfig fields chosen on validation rooms (`python -m teacher.tiny select`), from the manifest."""
     chosen = read_manifest(bundle, "teacher")["settings"][variant]
     fixed = {"size": SIZE, "grid": GRID, "text_rows": 1}
-    return fixed | {"blocks": tuple(chosen["blocks"]), "sigma": chosen["sigma"], "shift": chosen["shift"]}
+    return fixed | {"blocks": tuple(chosen["blocks"]), "sigma": chosen["sigma"]}
 
 
 def load_semantic_tower(bundle: Path = BUNDLE) -> SemanticEncoder:

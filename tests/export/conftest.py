@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_cases import ROOT, make_run
 
 from export import export_run
+
+from .export_cases import ROOT, make_run
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_cases import HEADS, ROOT, make_run
 from torch import nn
 
 import export.onnx as exporter
@@ -25,6 +24,8 @@ from export.precision import to_half
 from export.structure import check_structure, count_layer_norms
 from student import load_student
 from vega_artifact import UserError, read_manifest, verify_files
+
+from .export_cases import HEADS, ROOT, make_run
 
 
 def session(folder: Path) -> onnxruntime.InferenceSession:
@@ -208,7 +209,7 @@ class TestChecks:
 
     def test_frozen_batch(self, model: onnx.ModelProto) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
-        with pytest.raises(UserError, match="symbolic batch|not valid ONNX"):
+        with pytest.raises(UserError, match=r"symbolic batch|not valid ONNX"):
             self.check(model)
 
     def test_foreign_domain(self, model: onnx.ModelProto) -> None:

@@ -76,7 +76,12 @@ def test_it_can_be_traced_whole_with_another_batch_size():
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"heads": {}}, "at least one head"), ({"heads": {"a/b": 3}}, "a/b"), ({"grid": (0, 8)}, "grid"), ({"head": "mlq"}, "'mlp'")],
+    [
+        ({"heads": {}}, "at least one head"),
+        ({"heads": {"a/b": 3}}, "a/b"),
+        ({"grid": (0, 8)}, "grid"),
+        ({"head": "mlq"}, "'mlp'"),
+    ],
 )
 def test_impossible_students_are_refused(change, message):
     with pytest.raises(UserError, match=message):

@@ -45,7 +45,7 @@ def test_micro_is_the_documented_network():
     assert student.backbone.model.blocks[0].attn.num_heads == 3
 
 
-@pytest.mark.parametrize("name, size", [("vit_micro", (120, 128)), ("mobilenetv4_conv_small", (128, 100)), ("vit_micro", (0, 0))])
+@pytest.mark.parametrize("name, size", [("vit_micro", (120, 128)), ("repvit_m1", (128, 100)), ("vit_micro", (0, 0))])
 def test_sizes_a_backbone_cannot_take_are_refused(name, size):
     with pytest.raises(UserError, match=f"student '{name}'.*{size[0]}x{size[1]}"):
         create_student(name, image_size=size)
