@@ -68,7 +68,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def atomic_write(path: Path | str, write: Callable[[Path], None]) -> None:
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space; safetensors says so in a class of its own, which is no OSError."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: a reader sees all of it or nothing.
 
     Raises:
@@ -85,8 +90,8 @@ def atomic_write(path: Path | str, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if is_disk_full(error):
             raise UserError(f"{path}: the disk is full; free some space and run the same command again, it resumes") from error
         raise
     finally:
@@ -156,7 +161,7 @@ def read_manifest(folder: Path | str, kind: str) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
-        raise UserError(f"{path}: missing, so {folder} is no finished {kind}; make it (again) with the command that writes a {kind}")
+        raise UserError(f"{path}: missing, so {folder} is no finished {kind}; run (again) the command that writes a {kind}")
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
@@ -173,11 +178,13 @@ def verify_files(folder: Path | str, manifest: Mapping[str, Any]) -> None:
         if not path.exists():
             raise UserError(f"{path}: named in the manifest but missing; make the {manifest['kind']} again")
         if path.stat().st_size != record["bytes"] or file_sha256(path) != record["sha256"]:
-            raise UserError(f"{path}: content differs from the manifest (truncated or altered); make the {manifest['kind']} again")
+            raise UserError(
+                f"{path}: content differs from the manifest, it was cut or altered; make the {manifest['kind']} again"
+            )
 
 
 def check_parent(manifest: Mapping[str, Any], stage: str, expected: str, where: Path | str) -> None:
     """Refuse an artifact whose recorded parent is not `expected`; the sentence says which field differs."""
     found = manifest.get("parents", {}).get(stage)
     if found != expected:
-        raise UserError(f"{where}: its parents.{stage} is {found}, but the {stage} given is {expected}; use the matching one or make it again")
+        raise UserError(f"{where}: its parents.{stage} is {found}, but the {stage} given is {expected}; give the matching one")

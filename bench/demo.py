@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
 
 from bench import downstream, findings, gallery, latency, maps, probes, report
@@ -23,7 +25,7 @@ from teacher import load_pipeline
 from teacher.backbones import BACKBONES
 from teacher.cache import FeatureCache
 from teacher.extract import extract
-from teacher.tiny.bundle import READER_SEEDS
+from teacher.tiny.bundle import READER_SEEDS, load_semantic_tokens
 from vega_artifact import fingerprint, read_json, read_manifest, write_json, write_manifest
 
 SPLITS = ("train", "val", "test")
@@ -88,7 +90,9 @@ def run(out: Path, recipe: str = "demo", config: DemoConfig = DemoConfig()) -> P
     run_config = recipes.create(recipe)
     chain = Chain(Path(out), config)
     caches = chain.stage("teacher: features of all rooms", lambda: _caches(chain))
-    student = chain.stage("distill: student from the cache", lambda: train(chain.out / "cache-train", chain.out / "run", run_config))
+    student = chain.stage(
+        "distill: student from the cache", lambda: train(chain.out / "cache-train", chain.out / "run", run_config)
+    )
     exported = chain.stage("export: student.onnx", lambda: export_run(student, chain.out / "export"))
     measured = chain.stage("bench: 3D probes", lambda: _probes(chain, caches, student, exported))
     tasks = chain.stage("bench: questions", lambda: _questions(chain, caches, student, exported))
@@ -160,11 +164,20 @@ def _questions(chain: Chain, caches: dict[str, FeatureCache], student: Path, exp
     folder = chain.out / f"answers-{key}"
     questions = downstream.questions_of(maps.clips(caches["test"]))
     fused = maps.collect([caches["test"]], student, exported, "fused")
-    tokens: dict[str, Any] = {name: fused[name] for name in ("teacher", "student_exported", "student_undistilled", "semantic")}
+    tokens: dict[str, Any] = {name: fused[name] for name in ("teacher", "student_exported", "student_undistilled")}
+    tokens["semantic"] = _semantic_only(caches["test"])
     tokens["teacher_reseeded"] = maps.Maps([caches["reseeded-test"]], lambda cache, scene: cache.read(scene, "fused"))
     tokens["blind"] = None
     answers = downstream.answer_all(tokens, CONDITIONS, questions, READER_SEEDS, folder)
     return downstream.rows(answers, questions) | {"chance": downstream.chance(questions)}
+
+
+def _semantic_only(cache: FeatureCache) -> maps.Maps:
+    """Semantic tokens through the projector the semantic-only readers were trained with."""
+    projector = load_semantic_tokens()
+    return maps.Maps(
+        [cache], lambda c, scene: projector(torch.from_numpy(c.read(scene, "semantic").astype(np.float32))).numpy()
+    )
 
 
 def _latency(chain: Chain, student: Path, exported: Path) -> dict[str, Any]:
@@ -267,4 +280,3 @@ def _reuse(path: Path, key: str) -> dict[str, Any] | None:
         return None
     found = read_json(path)
     return found if found.get("key") == key else None
-

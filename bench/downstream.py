@@ -92,7 +92,8 @@ def rows(
         options = {"with_meteor": False} if name == "scanqa" else {}
         scored = {
             model: [
-                task.score({key: run[key] for key in ids}, records, protocol=PROTOCOLS[name], **options) for run in answers[model]
+                task.score({key: run[key] for key in ids}, records, protocol=PROTOCOLS[name], **options)
+                for run in answers[model]
             ]
             for model in answers
         }
@@ -137,5 +138,3 @@ def _by_scene(questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
         for record in records:
             scenes.setdefault(record["scene_id" if schema == "scanqa" else "scene_name"], []).append((schema, record))
     return scenes
-
-

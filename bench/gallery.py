@@ -1,7 +1,7 @@
 """The pictures of the report: a few test views with features, gates, depth and correspondences of teacher and student.
 
-    from bench.gallery import collect
-    collect([train_cache, val_cache, test_cache], RUN, EXPORT, probe_rooms=80).save(REPORT)
+from bench.gallery import collect
+collect([train_cache, val_cache, test_cache], RUN, EXPORT, probe_rooms=80).save(REPORT)
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def collect(caches: list[FeatureCache], run: Path, export: Path, probe_rooms: in
         probe_rooms: train rooms available to fit the depth probe.
     """
     models = maps.collect(caches, run, export, STREAM)
-    train, val, test = (_clips(cache, count) for cache, count in zip(caches, (min(PROBE_FIT, probe_rooms), 12, 12), strict=True))
+    train, val, test = (
+        _clips(cache, count) for cache, count in zip(caches, (min(PROBE_FIT, probe_rooms), 12, 12), strict=True)
+    )
     views = [(test[0], 2), (test[0], 3), (test[1], 1), (test[1], 5), (test[2], 2), (test[2], 6)][:VIEWS]
     return ReportPictures(
         frames=np.stack([clip.rgb[view] for clip, view in views]),

@@ -1,6 +1,6 @@
 """Which block and which sigma: scored by the 3D probes on validation rooms, never on test rooms.
 
-    python -m bench.select --teacher tiny --sigmas 0.05 0.1 0.2 0.3 0.5 --out select.json
+python -m bench.select --teacher tiny --sigmas 0.05 0.1 0.2 0.3 0.5 --out select.json
 """
 
 from __future__ import annotations
@@ -46,9 +46,12 @@ def grid(make: Callable[[float], Teacher], sigmas: Sequence[float], rooms: Rooms
     rows = []
     for sigma in sigmas:
         teacher = make(sigma)
-        features = {clip.scene_id: teacher.features(clip.rgb, scene_id=clip.scene_id, frame_ids=clip.frame_ids).blocks for clip in clips}
+        features = {
+            clip.scene_id: teacher.features(clip.rgb, scene_id=clip.scene_id, frame_ids=clip.frame_ids).blocks for clip in clips
+        }
         models = {
-            f"block {block}": {scene: blocks[block].numpy() for scene, blocks in features.items()} for block in teacher.simulator.wanted
+            f"block {block}": {scene: blocks[block].numpy() for scene, blocks in features.items()}
+            for block in teacher.simulator.wanted
         }
         found = evaluate(models, rooms.fit, rooms.tune, rooms.judge, pairs=(), draws=100)
         values = {(row["model"], row["metric"]): row["value"] for row in found["probes"]}
@@ -89,7 +92,9 @@ class Select:
 
         rows = grid(make, self.sigmas, Rooms.open())
         for row in rows:
-            print("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+            print(
+                "  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+            )
         print("best:", best(rows))
         if self.out:
             write_json(self.out, {"rows": rows, "best": best(rows)})

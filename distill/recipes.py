@@ -58,7 +58,7 @@ def smoke() -> RunConfig:
 
 @register
 def vit_tiny() -> RunConfig:
-    """ViT-Ti in 2,000 steps of 64 frames: about an hour on two CPU cores, minutes on a GPU."""
+    """ViT-Ti in 2,000 steps of 64 frames: about an hour on one CPU core."""
     return RunConfig(student="vit_tiny", steps=2000, batch=64, evaluate_every=250, log_every=20)
 
 

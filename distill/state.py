@@ -8,6 +8,7 @@ safetensors, JSON, and `torch.load(weights_only=True)` for the optimisers.
 
 from __future__ import annotations
 
+import io
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,9 @@ class RunFolder:
         save_weights(unfinished / "student.safetensors", checkpoint.student)
         if checkpoint.average:
             save_weights(unfinished / "average.safetensors", checkpoint.average)
-        atomic_write(unfinished / "optimizers.pt", lambda path: torch.save(checkpoint.optimizers, path))
+        states = io.BytesIO()  # torch.save to a file would hide a full disk behind another error
+        torch.save(checkpoint.optimizers, states)
+        atomic_write(unfinished / "optimizers.pt", lambda path: path.write_bytes(states.getvalue()))
         write_json(unfinished / "state.json", {"step": checkpoint.step, "seconds": checkpoint.seconds})
         unfinished.rename(final)
         for older in root.glob("step-*"):

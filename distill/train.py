@@ -223,8 +223,8 @@ class Trainer:
         record["cosine"] = dict(zip(self.streams, map(float, means[1 + count : -1])))
         record |= {"lr": self.optimizers[0].param_groups[0]["lr"], "images_per_s": rate}
         log.write(record)
-        cosines = " ".join(f"{name} {value:.3f}" for name, value in record["cosine"].items())
-        log.show(self.step, f"loss {means[0]:.3f}  cosine {cosines}  {rate:.0f} images/s")
+        first = self.streams[0]
+        log.show(self.step, f"loss {means[0]:.3f}  cosine of {first} {record['cosine'][first]:.3f}  {rate:.0f} images/s")
         if self.step % self.config.evaluate_every == 0 and self.step < self.config.steps and len(self.validation):
             cosines_now = validation_cosines(self.student, self.validation, self.means, QUICK_VALIDATION)
             log.write({"step": self.step, "validation": cosines_now})

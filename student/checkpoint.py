@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from student.model import StudentConfig, StudentModel
@@ -27,7 +27,8 @@ INITIAL_WEIGHTS = "student_init.safetensors"
 def save_weights(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, atomically, on whatever device they are."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(plain, temporary))
+    content = save(plain)  # bytes first: the library's own writer hides a full disk behind another error
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The teacher room: scenes in, cached mid-denoising features of a frozen video generator out.
 
-    from teacher import load_teacher, open_scenes
+from teacher import load_teacher, open_scenes
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The registry of teachers and `load_teacher`.
 
-    vega-edge list teachers
+vega-edge list teachers
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Backbone:
 
 
 BACKBONES: dict[str, Backbone] = {
-    "tiny": Backbone(source="generative", embedded=True, supervision="flow matching on procedural video only; no depth, pose or label"),
+    "tiny": Backbone(
+        source="generative", embedded=True, supervision="flow matching on procedural video only; no depth, pose or label"
+    ),
     "tiny-geometry": Backbone(
         source="geometry",
         embedded=True,
@@ -58,7 +60,7 @@ def load_teacher(
     mode: str = "frame",
     crop: str = "aligned",
     size: tuple[int, int] | None = None,
-    grid: tuple[int, int] | None | Literal["default"] = "default",
+    grid: tuple[int, int] | Literal["default"] | None = "default",
     prompt_embeds: Tensor | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -88,7 +90,9 @@ def load_teacher(
         prompt, settings, weights = _prompt(folder, prompt_embeds, transformer), {}, weights_identity(folder)
     if random_weights is not None:
         transformer, weights = _randomised(transformer, random_weights), f"random-{random_weights}"
-    config = TeacherConfig(name=str(name), weights=weights, mode=mode, crop=crop, dtype=str(dtype).split(".")[-1], seed=seed, draws=draws)
+    config = TeacherConfig(
+        name=str(name), weights=weights, mode=mode, crop=crop, dtype=str(dtype).split(".")[-1], seed=seed, draws=draws
+    )
     chosen = {"blocks": blocks, "sigma": sigma, "size": size}
     config = replace(config, **settings, **{key: value for key, value in chosen.items() if value is not None})
     if grid != "default":
@@ -138,7 +142,9 @@ def _prompt(folder: Path, given: Tensor | Path | None, transformer: WanTransform
         given = found[0]
     rows = given if isinstance(given, Tensor) else load_prompt(given)
     if rows.ndim != 2 or rows.shape[1] != transformer.config.text_dim or len(rows) > TEXT_ROWS:
-        raise UserError(f"prompt_embeds: (rows <= {TEXT_ROWS}, {transformer.config.text_dim}) expected, found {tuple(rows.shape)}")
+        raise UserError(
+            f"prompt_embeds: (rows <= {TEXT_ROWS}, {transformer.config.text_dim}) expected, found {tuple(rows.shape)}"
+        )
     return rows
 
 

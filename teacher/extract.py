@@ -1,7 +1,7 @@
 """Runs the teacher over scenes and fills a feature cache: plan first, resumable, shard by shard.
 
-    vega-edge extract --teacher tiny --scenes "procedural:train?count=300" --out runs/cache
-    accelerate launch --num_processes 2 --cpu -m vega_edge extract ...
+vega-edge extract --teacher tiny --scenes "procedural:train?count=300" --out runs/cache
+accelerate launch --num_processes 2 --cpu -m vega_edge extract ...
 """
 
 from __future__ import annotations
@@ -43,11 +43,15 @@ def extract(
     Raises:
         UserError: the folder holds another cache, the disk is short, a frame cannot be read, or a feature is not finite.
     """
+    source = open_scenes(scenes)  # first: a typo in the URI must not cost the loading of a teacher
     pipeline = teacher if isinstance(teacher, Pipeline) else load_pipeline(teacher, **options)
-    source = open_scenes(scenes)
     state = PartialState()
     writer = CacheWriter(
-        out, _config(pipeline, source, seed, store_frames), {"teacher": pipeline.fingerprint}, list(source.scene_ids), scenes_per_shard
+        out,
+        _config(pipeline, source, seed, store_frames),
+        {"teacher": pipeline.fingerprint},
+        list(source.scene_ids),
+        scenes_per_shard,
     )
     missing = writer.missing(state.process_index, state.num_processes)
     if missing:
@@ -63,7 +67,10 @@ def extract(
 
 def clip_record(pipeline: Pipeline, clip: PosedClip, seed: int | None, store_frames: bool) -> dict[str, np.ndarray]:
     """What the cache holds of one clip: float16 streams, frame ids, and the frames if wanted."""
-    record = {name: value.astype(np.float16) for name, value in pipeline.streams(clip.rgb, clip.scene_id, clip.frame_ids, seed).items()}
+    record = {
+        name: value.astype(np.float16)
+        for name, value in pipeline.streams(clip.rgb, clip.scene_id, clip.frame_ids, seed).items()
+    }
     record["frame_ids"] = np.asarray(clip.frame_ids, dtype=np.int64)
     if store_frames:
         record["rgb"] = clip.rgb
@@ -95,7 +102,13 @@ def _announce(pipeline: Pipeline, clip: PosedClip, seed: int | None, frames: boo
 
 
 def _fill(
-    pipeline: Pipeline, source: SceneSource, writer: CacheWriter, missing: list[str], seed: int | None, frames: bool, quiet: bool
+    pipeline: Pipeline,
+    source: SceneSource,
+    writer: CacheWriter,
+    missing: list[str],
+    seed: int | None,
+    frames: bool,
+    quiet: bool,
 ) -> None:
     index = {scene_id: position for position, scene_id in enumerate(source.scene_ids)}
     columns = (TextColumn("extract"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -97,7 +97,12 @@ class Teacher:
         self.config, self.batch, self.device = config, batch, torch.device(device)
         self.latents = LatentEncoder(vae).to(self.device)
         self.simulator = WanSimulator(
-            transformer.to(self.device), config.blocks, prompt_embeds.to(self.device), config.sigma, config.shift, config.text_rows
+            transformer.to(self.device),
+            config.blocks,
+            prompt_embeds.to(self.device),
+            config.sigma,
+            config.shift,
+            config.text_rows,
         ).to(self.device)
         self.multiple = self.latents.stride * transformer.config.patch_size[1]
         self.channels = transformer.config.num_attention_heads * transformer.config.attention_head_dim
@@ -107,7 +112,9 @@ class Teacher:
         """Changes with anything that changes a feature; the name the weights were found under does not count."""
         return fingerprint({key: value for key, value in vars(self.config).items() if key != "name"})
 
-    def noise(self, shape: Sequence[int], scene_id: str, frame_ids: Sequence[int], draw: int, seed: int | None = None) -> Tensor:
+    def noise(
+        self, shape: Sequence[int], scene_id: str, frame_ids: Sequence[int], draw: int, seed: int | None = None
+    ) -> Tensor:
         """Seeded noise for latents of `shape` (B, 16, T', h, w); in frame mode B follows `frame_ids`."""
         seed = self.config.seed if seed is None else seed
         rows = frame_ids if self.config.mode == "frame" else frame_ids[:1]
@@ -143,7 +150,12 @@ class Teacher:
                 raise UserError(f"noise: shape {tuple(latents.shape)} expected like the latents, found {tuple(drawn.shape)}")
             for block, value in self._blocks(latents, drawn.to(self.device)).items():
                 total[block] = total.get(block, 0) + value / draws
-        return Features({b: self._pool(v).cpu() for b, v in total.items()}, self.simulator.sigma, self.simulator.timestep, self._index(latents))
+        return Features(
+            {b: self._pool(v).cpu() for b, v in total.items()},
+            self.simulator.sigma,
+            self.simulator.timestep,
+            self._index(latents),
+        )
 
     def _blocks(self, latents: Tensor, noise: Tensor) -> dict[int, Tensor]:
         noisy = self.simulator.add_noise(latents, noise)

@@ -28,7 +28,9 @@ def as_unit_images(frames: np.ndarray | Tensor) -> Tensor:
     """
     images = torch.as_tensor(frames)
     if images.ndim != 4 or len(images) == 0:
-        raise UserError(f"frames: (T, H, W, 3) uint8 or (T, 3, H, W) float with T >= 1 expected, found shape {tuple(images.shape)}")
+        raise UserError(
+            f"frames: (T, H, W, 3) uint8 or (T, 3, H, W) float with T >= 1 expected, found shape {tuple(images.shape)}"
+        )
     if images.dtype == torch.uint8:
         if images.shape[-1] != 3:
             raise UserError(f"frames: uint8 frames must be (T, H, W, 3), found {tuple(images.shape)}")
@@ -39,7 +41,9 @@ def as_unit_images(frames: np.ndarray | Tensor) -> Tensor:
     if bad.any():
         raise UserError(f"frames: frame {int(bad.nonzero()[0])} holds NaN or infinity; drop it or decode it again")
     if images.min() < 0 or images.max() > 1:
-        raise UserError(f"frames: float frames must lie in [0, 1], found {images.min():.3f} to {images.max():.3f}; divide by 255?")
+        raise UserError(
+            f"frames: float frames must lie in [0, 1], found {images.min():.3f} to {images.max():.3f}; divide by 255?"
+        )
     return images.float()
 
 

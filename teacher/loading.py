@@ -98,7 +98,9 @@ def _read(path: Path, reader: Callable[[Path], dict[str, torch.Tensor]]) -> dict
     try:
         return reader(path)
     except Exception as error:  # zip, safetensors and unpickling errors share no base class
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); it is truncated or no checkpoint, copy it again") from error
+        raise UserError(
+            f"{path}: cannot be read ({_first_line(error)}); it is truncated or no checkpoint, copy it again"
+        ) from error
 
 
 def _fill(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> Any:
@@ -119,12 +121,16 @@ def _require_finite(model: torch.nn.Module, path: Path) -> None:
 def load_prompt(path: Path | str) -> torch.Tensor:
     """The text encoding of the empty prompt, (rows, text_dim), from a safetensors or weights-only torch file."""
     file = Path(path)
-    reader = load_file if file.suffix == ".safetensors" else lambda name: torch.load(name, map_location="cpu", weights_only=True)
+    reader = (
+        load_file if file.suffix == ".safetensors" else lambda name: torch.load(name, map_location="cpu", weights_only=True)
+    )
     value: Any = _read(file, reader)
     while isinstance(value, dict):
         known = [key for key in ("context", "embedding", "prompt_embeds") if key in value]
         if not known:
-            raise UserError(f"{file}: a tensor or a key 'context', 'embedding' or 'prompt_embeds' expected, found {json.dumps(sorted(value))}")
+            raise UserError(
+                f"{file}: a tensor or a key 'context', 'embedding' or 'prompt_embeds' expected, found {json.dumps(sorted(value))}"
+            )
         value = value[known[0]]
     rows = value[0] if value.ndim == 3 else value
     if rows.ndim != 2:

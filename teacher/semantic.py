@@ -67,6 +67,8 @@ def load_semantic(path: Path | str, layer: int | None = None, grid: tuple[int, i
     try:
         model = SiglipVisionModel.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: no SigLIP vision tower loads from here ({str(error).strip().splitlines()[0][:160]})") from error
+        raise UserError(
+            f"{path}: no SigLIP vision tower loads from here ({str(error).strip().splitlines()[0][:160]})"
+        ) from error
     wanted = layer if layer is not None else model.config.num_hidden_layers - 1
     return SemanticEncoder(model, wanted, grid)

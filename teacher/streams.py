@@ -7,6 +7,7 @@ Order as in VEGA-3D (spec/vega3d.md 4): project both streams with a two-layer ML
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,19 @@ class FusedTokens(nn.Module):
         return gate.transpose(1, 2).unflatten(2, semantic.shape[2:])
 
 
+class SemanticTokens(nn.Module):
+    """The semantic-only condition: the same projector the fused condition has for its semantic stream, and nothing else."""
+
+    def __init__(self, semantic: int, width: int) -> None:
+        super().__init__()
+        self.semantic_projector = projector(semantic, width)
+
+    def forward(self, semantic: Tensor) -> Tensor:
+        """(B, Cs, gh, gw) -> (B, width, gh, gw)."""
+        tokens = self.semantic_projector(semantic.flatten(2).transpose(1, 2))
+        return tokens.transpose(1, 2).unflatten(2, semantic.shape[2:])
+
+
 class Pipeline:
     """Generative teacher, semantic encoder and fusion, run on the same pixels.
 
@@ -63,14 +77,16 @@ class Pipeline:
         semantic, mixer: both or neither; without them only the generative stream comes out.
     """
 
-    def __init__(self, teacher: Teacher, block: int, semantic: SemanticEncoder | None = None, mixer: FusedTokens | None = None) -> None:
+    def __init__(
+        self, teacher: Teacher, block: int, semantic: SemanticEncoder | None = None, mixer: FusedTokens | None = None
+    ) -> None:
         self.teacher, self.block, self.semantic, self.mixer = teacher, block, semantic, mixer.eval() if mixer else None
 
     @property
     def fingerprint(self) -> str:
         parts = [self.teacher.fingerprint, self.block]
         for module in (self.semantic, self.mixer):
-            parts.append({n: float(p.double().square().sum()) for n, p in module.state_dict().items()} if module else None)
+            parts.append(weights_hash(module) if module else None)
         return fingerprint(parts)
 
     @torch.no_grad()
@@ -94,6 +110,15 @@ class Pipeline:
             if self.mixer is not None:
                 found |= {"fused": self.mixer(semantic, generative), "gate": self.mixer.gate(semantic, generative)}
         return {name: value.numpy() for name, value in found.items()}
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of the bytes of all weights: sums would depend on the number of threads."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_pipeline(name: str, **options: object) -> Pipeline:

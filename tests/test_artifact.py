@@ -84,6 +84,15 @@ class TestAtomicWrite:
             write_text(target, "new")
         assert target.read_text() == "old"
 
+    def test_full_disk_seen_by_safetensors(self, tmp_path: Path) -> None:
+        from safetensors import SafetensorError
+
+        def full(temporary: Path) -> None:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        with pytest.raises(UserError, match="disk is full"):
+            atomic_write(tmp_path / "x.safetensors", full)
+
     def test_other_errors_are_not_dressed_up(self, tmp_path: Path) -> None:
         def denied(temporary: Path) -> None:
             raise PermissionError(errno.EACCES, "denied")

@@ -1,8 +1,8 @@
 """Trains and packs the embedded teacher bundle, stage by stage; every stage resumes.
 
-    python -m teacher.tiny train --work runs/tiny            all stages in order, then the bundle
-    python -m teacher.tiny train --work runs/tiny --stage generative
-    python -m bench.select --teacher tiny --out runs/tiny/settings-tiny.json     choose block and sigma before `fit`
+python -m teacher.tiny train --work runs/tiny            all stages in order, then the bundle
+python -m teacher.tiny train --work runs/tiny --stage generative
+python -m bench.select --teacher tiny --out runs/tiny/settings-tiny.json     choose block and sigma before `fit`
 """
 
 from __future__ import annotations
@@ -72,12 +72,17 @@ def stage_fit(work: Path, config: TinyConfig) -> None:
     """Fusion and readers; needs the packed bundle, whose settings say which block and sigma feed the fusion."""
     tokenizer, questions = load_tokenizer(), rooms.load_questions(work, "train")
     semantic = _streams(work, "semantic", "train")
-    streams = {"semantic": fit.Streams(semantic, None), "fused": fit.Streams(semantic, _streams(work, "tiny", "train")), "blind": None}
+    streams = {
+        "semantic": fit.Streams(semantic, None),
+        "fused": fit.Streams(semantic, _streams(work, "tiny", "train")),
+        "blind": None,
+    }
     for condition in CONDITIONS:
         tokens, given = None, streams[condition]
         if given is not None:
             tokens = fit.train_tokens(condition, given, questions, tokenizer, work, config.fit)
-            save_half(tokens, work / "fusion" / f"{condition}.safetensors")
+            name = "tiny" if condition == "fused" else condition
+            save_half(tokens, work / "fusion" / f"{name}.safetensors")
         for seed in READER_SEEDS:
             reader = new_reader(tokenizer, condition, seed)
             name = f"reader_{condition}-{seed}"
@@ -128,7 +133,9 @@ def _flat(work: Path, name: str) -> np.ndarray:
 def _texts(work: Path) -> list[str]:
     texts = [f"a photo of a {name}" for name in rooms.class_names()] * 2
     for room in rooms.load_questions(work, "train"):
-        texts += [text for task in ("scanqa", "vsibench") for record in room[task] for text in fit.prompts_and_answers(record, task)]
+        texts += [
+            text for task in ("scanqa", "vsibench") for record in room[task] for text in fit.prompts_and_answers(record, task)
+        ]
     return texts
 
 
@@ -138,7 +145,10 @@ def _latents(work: Path) -> generator.LatentVideos:
     if not (video.exists() and images.exists()):
         vae = AutoencoderKLWan.from_pretrained(work / "vae").eval()
         tours = rooms.load(work, "train_rgb")
-        chunks = [rooms.small_frames(np.asarray(tours[i : i + 50, ::2]).reshape(-1, *tours.shape[2:])) for i in range(0, len(tours), 50)]
+        chunks = [
+            rooms.small_frames(np.asarray(tours[i : i + 50, ::2]).reshape(-1, *tours.shape[2:]))
+            for i in range(0, len(tours), 50)
+        ]
         np.save(images, generator.encode_images(vae, np.concatenate(chunks)))
         np.save(video, generator.encode_videos(vae, np.asarray(rooms.load(work, "video"))))
     return generator.LatentVideos(np.load(video), np.load(images), np.asarray(rooms.load(work, "video_geometry")))

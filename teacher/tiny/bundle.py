@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from teacher.reader import Connector, Reader
 from teacher.semantic import SemanticEncoder, load_semantic
-from teacher.streams import FusedTokens
+from teacher.streams import FusedTokens, SemanticTokens
 from vega_artifact import UserError, read_json, read_manifest
 
 BUNDLE = Path(__file__).parent.parent / "bundle"
@@ -68,6 +68,15 @@ def load_mixer(name: str, bundle: Path = BUNDLE) -> FusedTokens | None:
     mixer = new_mixer()
     mixer.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return mixer.eval().requires_grad_(False)
+
+
+def load_semantic_tokens(bundle: Path = BUNDLE) -> SemanticTokens:
+    """The projector of the semantic-only readers."""
+    path = bundle / "fusion" / "semantic.safetensors"
+    _require(path)
+    tokens = SemanticTokens(WIDTH, WIDTH)
+    tokens.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return tokens.eval().requires_grad_(False)
 
 
 def new_reader(tokenizer: PreTrainedTokenizerFast, condition: str, seed: int) -> Reader:
@@ -124,4 +133,6 @@ def curves(bundle: Path = BUNDLE) -> dict[str, Any]:
 
 def _require(path: Path) -> None:
     if not path.exists():
-        raise UserError(f"{path}: missing from the embedded bundle; restore it from the repository or run: python -m teacher.tiny train")
+        raise UserError(
+            f"{path}: missing from the embedded bundle; restore it from the repository or run: python -m teacher.tiny train"
+        )

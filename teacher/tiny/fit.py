@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from teacher.reader import Reader
 from teacher.scenes.questions import scanqa_prompt, vsi_prompt
-from teacher.streams import FusedTokens, projector
+from teacher.streams import FusedTokens, SemanticTokens
 from teacher.tiny.bundle import WIDTH, new_mixer, new_reader
 from teacher.tiny.loop import Stage, muon_and_adamw, step_rng
 
@@ -29,26 +29,14 @@ from teacher.tiny.loop import Stage, muon_and_adamw, step_rng
 class FitConfig:
     """Rooms and questions per step; `fit_steps` train the projectors, `reader_steps` each final reader."""
 
-    fit_steps: int = 1200
-    reader_steps: int = 1600
+    fit_steps: int = 800
+    reader_steps: int = 1000
     rooms: int = 4
     ladder_questions: int = 9
     vsi_questions: int = 7
     seed: int = 0
     muon_lr: float = 0.01
     adamw_lr: float = 1e-3
-
-
-class SemanticTokens(nn.Module):
-    """The semantic-only condition's projector: the same MLP the fused condition has for its semantic stream."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.semantic_projector = projector(WIDTH, WIDTH)
-
-    def forward(self, semantic: Tensor) -> Tensor:
-        tokens = self.semantic_projector(semantic.flatten(2).transpose(1, 2))
-        return tokens.transpose(1, 2).unflatten(2, semantic.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -113,12 +101,17 @@ def train_reader(
 
 
 def train_tokens(
-    condition: str, streams: Streams, questions: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, work: Path, config: FitConfig
+    condition: str,
+    streams: Streams,
+    questions: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    config: FitConfig,
 ) -> FusedTokens | SemanticTokens:
     """Train the projectors (and gate) of a condition through a reader that is then thrown away."""
     torch.manual_seed(config.seed)
     if streams.generative is None:
-        tokens: FusedTokens | SemanticTokens = SemanticTokens()
+        tokens: FusedTokens | SemanticTokens = SemanticTokens(WIDTH, WIDTH)
     else:
         sample = np.asarray(streams.generative[:64], dtype=np.float32)
         tokens = new_mixer(scale=float(sample.std()))

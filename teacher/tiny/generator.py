@@ -31,7 +31,7 @@ class GeneratorConfig:
     head_dim: int = 32
     ffn_dim: int = 384
     layers: int = 8
-    steps: int = 6000
+    steps: int = 3000
     video_batch: int = 4
     image_batch: int = 20
     image_fraction: float = 0.35
@@ -84,7 +84,9 @@ def encode_images(vae: AutoencoderKLWan, frames: np.ndarray, batch: int = 64) ->
     """(N, H, W, 3) uint8 -> (N, 16, h, w) float16 normalised latents, each frame alone."""
     encoder = LatentEncoder(vae, batch=batch)
     chunks = np.array_split(frames, max(1, len(frames) // 512))
-    return np.concatenate([encoder.frames(torch.from_numpy(c).movedim(-1, 1).float() / 255)[:, :, 0].half().numpy() for c in chunks])
+    return np.concatenate(
+        [encoder.frames(torch.from_numpy(c).movedim(-1, 1).float() / 255)[:, :, 0].half().numpy() for c in chunks]
+    )
 
 
 def frame_sigmas(rng: np.random.Generator, batch: int, frames: int, config: GeneratorConfig) -> np.ndarray:
@@ -127,7 +129,9 @@ def train_generator(data: LatentVideos, work: Path, config: GeneratorConfig) -> 
     return model.eval()
 
 
-def train_geometry(generative: WanTransformer3DModel, data: LatentVideos, work: Path, config: GeneratorConfig) -> WanTransformer3DModel:
+def train_geometry(
+    generative: WanTransformer3DModel, data: LatentVideos, work: Path, config: GeneratorConfig
+) -> WanTransformer3DModel:
     """The auxiliary model: continues from `generative`, also regressing (log depth - 1) / 0.5 and world xyz / 2 per cell."""
     model = build(config, out_channels=20)
     state = generative.state_dict()
@@ -146,7 +150,9 @@ def train_geometry(generative: WanTransformer3DModel, data: LatentVideos, work: 
     return model.eval()
 
 
-def _batch(data: LatentVideos, step: int, config: GeneratorConfig, images: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _batch(
+    data: LatentVideos, step: int, config: GeneratorConfig, images: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     rng = step_rng(config.seed, step)
     if images and rng.random() < config.image_fraction:
         clean = data.images[rng.integers(0, len(data.images), config.image_batch)][:, None]

@@ -61,7 +61,9 @@ class Stage:
         optimizers: their base learning rates are taken from the param groups.
     """
 
-    def __init__(self, name: str, work: Path, modules: Mapping[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> None:
+    def __init__(
+        self, name: str, work: Path, modules: Mapping[str, nn.Module], optimizers: list[torch.optim.Optimizer]
+    ) -> None:
         self.name, self.work, self.modules, self.optimizers = name, work, dict(modules), optimizers
         self.base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.log_path, self.checkpoint_path = work / f"{name}.jsonl", work / f"{name}.pt"
@@ -94,7 +96,9 @@ class Stage:
                     last_saved = time.monotonic()
         return curve
 
-    def _step(self, step: int, steps: int, loss: Callable, parameters: list, clip: float, schedule: Callable) -> dict[str, float]:
+    def _step(
+        self, step: int, steps: int, loss: Callable, parameters: list, clip: float, schedule: Callable
+    ) -> dict[str, float]:
         factor = schedule(step, steps)
         for optimizer, lrs in zip(self.optimizers, self.base_lrs, strict=True):
             optimizer.zero_grad(set_to_none=True)
@@ -106,7 +110,9 @@ class Stage:
         norm = float(nn.utils.clip_grad_norm_(parameters, clip))
         numbers = {key: float(value.detach()) for key, value in values.items()}
         if not math.isfinite(numbers["loss"]) or not math.isfinite(norm):
-            raise UserError(f"{self.work}: stage {self.name} met a non-finite loss or gradient at step {step}; lower its learning rate")
+            raise UserError(
+                f"{self.work}: stage {self.name} met a non-finite loss or gradient at step {step}; lower its learning rate"
+            )
         for optimizer in self.optimizers:
             optimizer.step()
         return numbers | {"grad_norm": norm}

@@ -22,8 +22,8 @@ from rich.progress import track
 
 from teacher.framing import as_unit_images, frame_images
 from teacher.scenes import PosedClip, open_scenes
-from teacher.scenes.questions import procedural_questions
 from teacher.scenes.furniture import FURNITURE
+from teacher.scenes.questions import procedural_questions
 from teacher.scenes.rooms import FIXTURES
 from vega_artifact import atomic_write, write_text
 
@@ -75,7 +75,10 @@ def coverage(clip: PosedClip, names: list[str]) -> np.ndarray:
 def geometry(clip: PosedClip) -> np.ndarray:
     """(T', 4, GRID, GRID) float16: (log depth - 1) / 0.5 and xyz / 2 in the first camera, per latent frame and cell."""
     rows = np.arange(0, len(clip.rgb), GROUP)  # the last frame of each temporal group
-    points = clip.world_points()[rows] @ np.linalg.inv(clip.camera_to_world[0])[:3, :3].T + np.linalg.inv(clip.camera_to_world[0])[:3, 3]
+    points = (
+        clip.world_points()[rows] @ np.linalg.inv(clip.camera_to_world[0])[:3, :3].T
+        + np.linalg.inv(clip.camera_to_world[0])[:3, 3]
+    )
     depth = np.log(np.clip(cells(clip.depth[rows]), 0.05, None)).mean(-1)
     place = np.nanmean(cells(points.astype(np.float32)), axis=3)
     return np.concatenate([(depth[:, None] - 1) / 0.5, np.moveaxis(place, -1, 1) / 2], 1).astype(np.float16)
@@ -94,7 +97,8 @@ def _tour(uri: str, index: int, limit: int) -> tuple[Any, ...]:
 
 def render(work: Path, config: RoomsConfig) -> None:
     """Render what is missing in `work`; each array appears whole or not at all."""
-    videos = f"procedural:train?count={config.videos}&frames={config.video_frames}&span={config.video_span}&size={config.size}&seed={config.seed}"
+    length = f"frames={config.video_frames}&span={config.video_span}"
+    videos = f"procedural:train?count={config.videos}&{length}&size={config.size}&seed={config.seed}"
     _collect(work, ("video", "video_geometry"), _video, config.videos, (videos,))
     for name, split, count in (("val", "val", config.val_tours), ("train", "train", config.tours)):
         uri = tour_uri(split, count, config)

@@ -39,7 +39,9 @@ def build(config: SemanticConfig, vocabulary: int) -> SiglipModel:
     """A SiglipModel of the embedded size with seeded fresh weights."""
     torch.manual_seed(config.seed)
     shared = {"hidden_size": config.width, "intermediate_size": 3 * config.width, "num_attention_heads": config.heads}
-    vision = SiglipVisionConfig(**shared, num_hidden_layers=config.layers, image_size=config.image_size, patch_size=config.patch)
+    vision = SiglipVisionConfig(
+        **shared, num_hidden_layers=config.layers, image_size=config.image_size, patch_size=config.patch
+    )
     text = SiglipTextConfig(
         **shared, num_hidden_layers=1, vocab_size=vocabulary, max_position_embeddings=TEXT_LENGTH, projection_size=config.width
     )
@@ -60,7 +62,12 @@ def sigmoid_loss(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def train_semantic(
-    frames: np.ndarray, coverage: np.ndarray, names: list[str], tokenizer: PreTrainedTokenizerFast, work: Path, config: SemanticConfig
+    frames: np.ndarray,
+    coverage: np.ndarray,
+    names: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    config: SemanticConfig,
 ) -> SiglipModel:
     """Train on frames (N, 128, 128, 3) uint8 with coverage (N, gh, gw, K) uint8 in 1/255: share of each patch per class."""
     model = build(config, len(tokenizer))

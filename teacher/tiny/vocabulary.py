@@ -23,8 +23,10 @@ FIXED_SENTENCES = (
     "If multiple rooms are shown, estimate the size of the combined space.",
     "If there are multiple instances of an object category, measure to the closest.",
     "An object is to my back if I would have to turn at least 135 degrees in order to face it.",
-    "The directions refer to the quadrants of a Cartesian plane (if I am standing at the origin and facing along the positive y-axis).",
-    "You will perform the following actions (Note: for each [please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'):",
+    "The directions refer to the quadrants of a Cartesian plane "
+    "(if I am standing at the origin and facing along the positive y-axis).",
+    "You will perform the following actions (Note: for each [please fill in], "
+    "choose either 'turn back,' 'turn left,' or 'turn right.'):",
     "You have reached the final destination.",
     "What will be the first-time appearance order of the following categories in the video:",
     "[please fill in]",
@@ -48,4 +50,6 @@ def build_tokenizer(texts: Iterable[str], minimum: int = 2) -> PreTrainedTokeniz
     tokenizer = Tokenizer(models.WordLevel(special | {w: i for i, w in enumerate(words, len(special))}, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.add_tokens([AddedToken(sentence, normalized=False) for sentence in FIXED_SENTENCES])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

@@ -1,6 +1,8 @@
 """Checkpoints come back bit for bit or are refused; folders of others are left alone."""
 
 import dataclasses
+import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +67,23 @@ def test_a_truncated_checkpoint_is_named(tmp_path, trained, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
         folder.load()
+
+
+def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(tmp_path, trained, monkeypatch):
+    folder = RunFolder(tmp_path, RunConfig(), "c")
+    folder.save(checkpoint_of(trained, 4))
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "optimizers" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="disk is full"):
+        folder.save(checkpoint_of(trained, 8))
+    monkeypatch.undo()
+    assert folder.load().step == 4
 
 
 def test_pickled_code_in_a_checkpoint_is_never_run(tmp_path, trained):

@@ -1,6 +1,7 @@
 """The trainer from cache to run: it learns, resumes exactly, reuses, refuses, and notices NaN."""
 
 import dataclasses
+import importlib
 import os
 import signal
 import subprocess
@@ -8,18 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from distill import RunConfig, recipes, train
 from distill.log import read_log
+from distill.state import RunFolder
 from student import load_student
 from teacher.cache import FeatureCache
 from vega_artifact import UserError, read_manifest, verify_files
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAINER = importlib.import_module("distill.train")  # `distill.train` itself is the function
 
 
 def weights(run: Path, name: str = "student.safetensors") -> dict[str, torch.Tensor]:
@@ -102,7 +104,7 @@ def test_the_log_tells_the_story(smoke_run):
 
 def test_a_finished_run_is_reused_at_once(smoke_run, cache_path, monkeypatch):
     run, config = smoke_run
-    monkeypatch.setattr("distill.train.Trainer", None)  # must not even be looked at
+    monkeypatch.setattr(TRAINER, "Trainer", None)  # must not even be looked at
     before = (run / "manifest.json").stat().st_mtime_ns
     assert train(cache_path, run, dataclasses.replace(config, log_every=7)) == run
     assert (run / "manifest.json").stat().st_mtime_ns == before
@@ -140,11 +142,10 @@ def test_every_normalizer_trains_and_loads(normalizer, quick, cache_path, tmp_pa
 
 def test_how_often_it_looks_and_saves_does_not_change_the_result(quick, cache_path, tmp_path):
     plain = train(cache_path, tmp_path / "plain", quick)
-    busy_config = dataclasses.replace(quick, evaluate_every=2, log_every=1, checkpoint_steps=3)
-    with pytest.raises(UserError):  # evaluate_every is part of the run, so it is another one
-        train(cache_path, plain, busy_config)
-    busy = train(cache_path, tmp_path / "busy", busy_config)
+    often = dataclasses.replace(quick, evaluate_every=2, log_every=1, checkpoint_steps=3)
+    busy = train(cache_path, tmp_path / "busy", often)
     assert equal(weights(plain), weights(busy))
+    assert train(cache_path, plain, often) == plain, "it is the same run"
 
 
 def test_average_weights_are_what_is_shipped(quick, cache_path, tmp_path):
@@ -154,22 +155,21 @@ def test_average_weights_are_what_is_shipped(quick, cache_path, tmp_path):
     assert not equal(weights(last), weights(averaged))
 
 
-def test_threads_and_random_state_of_the_caller_stay_as_they_were(quick, cache_path, tmp_path):
-    threads = torch.get_num_threads()
-    torch.manual_seed(11)
-    np.random.seed(11)
-    expected = torch.rand(1), np.random.rand()
-    torch.manual_seed(11)
-    np.random.seed(11)
-    train(cache_path, tmp_path / "run", dataclasses.replace(quick, steps=2, threads=threads + 1))
-    assert torch.get_num_threads() == threads
-    assert (torch.rand(1), np.random.rand()) == expected
+def test_threads_and_random_state_of_the_caller_stay_as_they_were(quick, cache_path, tmp_path, monkeypatch):
+    """Thread counts are only recorded: really raising them makes the cores of a busy machine fight."""
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    before = torch.get_rng_state()
+    train(cache_path, tmp_path / "run", dataclasses.replace(quick, steps=2, threads=3))
+    assert counts == [3, torch.get_num_threads()]
+    assert torch.equal(torch.get_rng_state(), before)
+    counts.clear()
+    train(cache_path, tmp_path / "other", dataclasses.replace(quick, steps=2, threads=None))
+    assert set(counts) <= {torch.get_num_threads()}, "left alone unless the config says so"
 
 
 def test_nan_names_the_step_and_the_stream_and_keeps_the_checkpoint(quick, cache_path, tmp_path, monkeypatch):
-    from distill import train as train_module
-
-    gather, calls = train_module.gather, []
+    gather, calls = TRAINER.gather, []
 
     def poisoned(frames, indices):
         images, targets = gather(frames, indices)
@@ -178,7 +178,7 @@ def test_nan_names_the_step_and_the_stream_and_keeps_the_checkpoint(quick, cache
             targets["generative"][0, 0, 0] = float("nan")
         return images, targets
 
-    monkeypatch.setattr(train_module, "gather", poisoned)
+    monkeypatch.setattr(TRAINER, "gather", poisoned)
     config = dataclasses.replace(quick, log_every=4, checkpoint_seconds=0.0)
     with pytest.raises(UserError, match="loss of stream 'generative' is not finite at step 7"):
         train(cache_path, tmp_path / "run", config)
@@ -240,12 +240,9 @@ def test_two_processes_take_the_steps_of_one(cache_path, tmp_path):
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(quick, cache, tmp_path):
-    from distill.state import RunFolder
-    from distill.train import Trainer
-
     class Three:
         num_processes = 3
 
     folder = RunFolder(tmp_path / "run", quick, cache.fingerprint)
     with pytest.raises(UserError, match="batch 8 cannot be dealt to 3 processes"):
-        Trainer(cache, folder, quick, Three())
+        TRAINER.Trainer(cache, folder, quick, Three())

@@ -19,9 +19,8 @@ def run(tmp_path):
     students[WEIGHTS].denormalizers["fused"].set(torch.randn(6, 6), torch.randn(6))
     for name, student in students.items():
         save_weights(tmp_path / name, student.state_dict())
-    write_manifest(
-        tmp_path, "run", {"seed": 1}, {"cache": "c"}, list(students), student=config_to_json(students[WEIGHTS].config)
-    )
+    record = config_to_json(students[WEIGHTS].config)
+    write_manifest(tmp_path, "run", {"seed": 1}, {"cache": "c"}, list(students), student=record)
     return tmp_path, students
 
 

@@ -110,7 +110,14 @@ FIRST_NOISE = [-0.10596775263547897, -2.630124092102051]
 
 @pytest.mark.parametrize(
     ("k", "timestep", "sigma"),
-    [(0, 4, 0.004975), (100, 101, 0.101010), (250, 251, 0.251396), (300, 299, 0.299924), (600, 601, 0.601348), (1000, 999, 0.999600)],
+    [
+        (0, 4, 0.004975),
+        (100, 101, 0.101010),
+        (250, 251, 0.251396),
+        (300, 299, 0.299924),
+        (600, 601, 0.601348),
+        (1000, 999, 0.999600),
+    ],
 )
 def test_sigma_snaps_to_the_schedule(k, timestep, sigma):
     found = snap_sigma(k / 1000)
@@ -157,6 +164,8 @@ def test_damaged_weights_are_named(expected, tmp_path, damage):
         name = "blocks.0.ffn.0.weight"
         state[name] = torch.full_like(state[name], float("nan")) if damage == "nan" else state[name][:1].contiguous()
         save_file(state, path)
-    with pytest.raises(UserError, match={"truncated": "truncated", "nan": "NaN", "foreign": "another variant"}[damage]) as caught:
+    with pytest.raises(
+        UserError, match={"truncated": "truncated", "nan": "NaN", "foreign": "another variant"}[damage]
+    ) as caught:
         load_teacher(root, blocks=(0,), prompt_embeds=expected["prompt_context"])
     assert str(root) in str(caught.value)
