@@ -94,19 +94,19 @@ class Extract:
     """frame: every frame alone, as the paper's code does; clip: frames attend to one another."""
     crop: Literal["aligned", "cover", "reference"] = "aligned"
     """What the generator sees of a frame: all of it, a cut, or the reference's squash and cut."""
-    draws: int = 1
-    """Noise draws that are averaged."""
+    draws: int | None = None
+    """Noise draws that are averaged; none: what the teacher is used with."""
     seed: int = 0
     """Seed of the noise."""
     device: str = "auto"
     """auto: cuda where there is one."""
 
     def run(self) -> None:
-        import torch
+        from accelerate import PartialState
 
         from teacher.extract import extract
 
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        device = PartialState().device if self.device == "auto" else self.device  # each rank its own GPU
         extract(
             self.teacher,
             self.scenes,

@@ -25,7 +25,7 @@ from teacher import load_pipeline
 from teacher.backbones import BACKBONES
 from teacher.cache import FeatureCache
 from teacher.extract import extract
-from teacher.tiny.bundle import READER_SEEDS, load_semantic_tokens
+from teacher.tiny.bundle import BUNDLE, READER_SEEDS, load_semantic_tokens
 from vega_artifact import fingerprint, read_json, read_manifest, write_json, write_manifest
 
 SPLITS = ("train", "val", "test")
@@ -160,8 +160,7 @@ def best_random(result: dict[str, Any], randoms: list[str]) -> dict[str, Any]:
 
 def _questions(chain: Chain, caches: dict[str, FeatureCache], student: Path, exported: Path) -> dict[str, Any]:
     """Downstream: readers answer questions about the test rooms from every model's tokens."""
-    key = _key(caches, student, exported, CONDITIONS)
-    folder = chain.out / f"answers-{key}"
+    folder = chain.out / f"answers-{answers_key(caches, student, exported)}"
     questions = downstream.questions_of(maps.clips(caches["test"]))
     fused = maps.collect([caches["test"]], student, exported, "fused")
     tokens: dict[str, Any] = {name: fused[name] for name in ("teacher", "student_exported", "student_undistilled")}
@@ -170,6 +169,12 @@ def _questions(chain: Chain, caches: dict[str, FeatureCache], student: Path, exp
     tokens["blind"] = None
     answers = downstream.answer_all(tokens, CONDITIONS, questions, READER_SEEDS, folder)
     return downstream.rows(answers, questions) | {"chance": downstream.chance(questions)}
+
+
+def answers_key(caches: dict[str, FeatureCache], student: Path, exported: Path) -> str:
+    """What the answers depend on: the tokens, the questions asked, and the bundle, whose readers no cache speaks for."""
+    readers = read_manifest(BUNDLE, "teacher")["fingerprint"]
+    return _key(caches, student, exported, [*CONDITIONS, readers, downstream.QUESTIONS])
 
 
 def _semantic_only(cache: FeatureCache) -> maps.Maps:

@@ -4,7 +4,7 @@ The same trained reader, prompts and decoding see the tokens of the teacher and,
 student, of the untrained student and of the teacher under another noise seed. Semantic-only and blind readers were trained
 with the same budget. Three reader seeds each.
 
-    python -m bench.downstream --help
+    from bench.downstream import answer_all, questions_of, rows
 """
 
 from __future__ import annotations

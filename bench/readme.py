@@ -35,8 +35,8 @@ def render(report: Row, notes: ReportNotes | None = None) -> str:
     """The Markdown between the markers, from a validated report.json and the notes beside it (they name teacher and rooms)."""
     models = model_order({row["model"] for kind in ("probes", "tasks") for row in report[kind]})
     values = {TITLES[model]: [value(report, model, wanted) for wanted in COLUMNS.values()] for model in models}
-    gaps = {pair: [gap(report, *pair, wanted) for wanted in GAP_COLUMNS.values()] for pair in PAIRS}
-    gaps = {f"{TITLES[a]} − {TITLES[b].lower()}": cells for (a, b), cells in gaps.items() if set(cells) != {NONE}}
+    every = {pair: [gap(report, *pair, wanted) for wanted in GAP_COLUMNS.values()] for pair in PAIRS}
+    gaps = {f"{TITLES[a]} − {TITLES[b].lower()}": cells for (a, b), cells in every.items() if set(cells) != {NONE}}
     about = [findings.supervision_text(notes), *(notes.shows if notes else ())]
     blocks = [f"> {notes.banner}"] if notes and notes.banner else []
     blocks += [f"**{findings.sentence(report)}**", " ".join(about), f"{setting(report, notes)} Value [95 % interval]:"]
@@ -50,9 +50,9 @@ def render(report: Row, notes: ReportNotes | None = None) -> str:
 def setting(report: Row, notes: ReportNotes | None) -> str:
     """Machine, date and rooms in one sentence."""
     machine = report["machine"]
-    parts = [f"Measured {report['created'][:10]}", findings.machine_name(machine)]
-    parts += [f"{machine['cores']} cores"] if machine.get("cores") else []
-    return ", ".join([*parts, *([notes.scenes] if notes and notes.scenes else [])]) + "."
+    cores = [f"{machine['cores']} cores"] if machine.get("cores") else []
+    rooms = [notes.scenes] if notes and notes.scenes else []
+    return ", ".join([f"Measured {report['created'][:10]}", findings.machine_name(machine), *cores, *rooms]) + "."
 
 
 def table(corner: str, rows: dict[str, list[str]], headings: Sequence[str]) -> str:
@@ -61,17 +61,15 @@ def table(corner: str, rows: dict[str, list[str]], headings: Sequence[str]) -> s
 
 
 def value(report: Row, model: str, wanted: dict[str, str]) -> str:
-    row = find(report["probes" if "metric" in wanted else "tasks"], model=model, **wanted)
-    digits = 3 if "metric" in wanted else 1
+    rows, digits = (report["probes"], 3) if "metric" in wanted else (report["tasks"], 1)
+    row = find(rows, model=model, **wanted)
     return f"{row['value']:.{digits}f} [{findings.interval(row, digits)}]" if row is not None else NONE
 
 
 def gap(report: Row, a: str, b: str, wanted: dict[str, str]) -> str:
     row = find(report["paired"], a=a, b=b, **wanted)
-    if row is None:
-        return NONE
-    text = findings.difference_text(row)
-    return text if findings.direction(row) == "open" else f"**{text}**"
+    mark = "" if row is None or findings.direction(row) == "open" else "**"
+    return f"{mark}{findings.difference_text(row)}{mark}" if row is not None else NONE
 
 
 def closing(report: Row, notes: ReportNotes | None) -> list[str]:

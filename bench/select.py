@@ -56,7 +56,8 @@ def grid(make: Callable[[float], Teacher], sigmas: Sequence[float], rooms: Rooms
         found = evaluate(models, rooms.fit, rooms.tune, rooms.judge, pairs=(), draws=100)
         values = {(row["model"], row["metric"]): row["value"] for row in found["probes"]}
         rows += [
-            {"block": block, "sigma": sigma} | {metric: values[f"block {block}", metric] for metric in METRICS}
+            {"block": block, "sigma": sigma, "draws": teacher.config.draws}
+            | {metric: values[f"block {block}", metric] for metric in METRICS}
             for block in teacher.simulator.wanted
         ]
     return rows
@@ -79,6 +80,8 @@ class Select:
     """Zero-based blocks to compare, all captured in one pass per sigma."""
     sigmas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
     """Noise levels to compare."""
+    draws: int = 4
+    """Noise draws averaged per feature."""
     random_weights: int | None = None
     """Score the same architecture with fresh weights of this seed instead."""
     out: Path | None = None
@@ -88,7 +91,9 @@ class Select:
         from teacher import load_teacher
 
         def make(sigma: float) -> Teacher:
-            return load_teacher(self.teacher, blocks=self.blocks, sigma=sigma, random_weights=self.random_weights)
+            return load_teacher(
+                self.teacher, blocks=self.blocks, sigma=sigma, draws=self.draws, random_weights=self.random_weights
+            )
 
         rows = grid(make, self.sigmas, Rooms.open())
         for row in rows:

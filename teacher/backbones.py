@@ -46,7 +46,8 @@ BACKBONES: dict[str, Backbone] = {
     "tiny-geometry": Backbone(
         source="geometry",
         embedded=True,
-        supervision="flow matching plus DIRECT depth and position supervision: an auxiliary stand-in, no evidence that generation knows 3D",
+        supervision="flow matching plus DIRECT depth and position supervision: "
+        "an auxiliary stand-in, no evidence that generation knows 3D",
     ),
     "wan2.1-t2v-1.3b": Backbone(source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", supervision="Wan2.1 text-to-video pre-training"),
 }
@@ -65,14 +66,15 @@ def load_teacher(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
-    draws: int = 1,
+    draws: int | None = None,
     random_weights: int | None = None,
 ) -> Teacher:
     """Load a teacher by registry name or from a folder of weights.
 
     Args:
         name: a name from `BACKBONES`, or the path of a diffusers or native Wan folder.
-        blocks, sigma, size, grid: None / "default" takes what the backbone is used with (Wan: block 20, 0.3, 480x832, 14x14).
+        blocks, sigma, size, draws, grid: None / "default" takes what the backbone is used with
+            (Wan: block 20, 0.3, 480x832, one draw, 14x14).
         prompt_embeds: encoding of the empty prompt (rows, text_dim) or a file holding it; needed where the folder has none.
         random_weights: replace the transformer's weights by fresh ones of this seed: the control for "any network would do".
     Raises:
@@ -90,14 +92,14 @@ def load_teacher(
         prompt, settings, weights = _prompt(folder, prompt_embeds, transformer), {}, weights_identity(folder)
     if random_weights is not None:
         transformer, weights = _randomised(transformer, random_weights), f"random-{random_weights}"
-    config = TeacherConfig(
-        name=str(name), weights=weights, mode=mode, crop=crop, dtype=str(dtype).split(".")[-1], seed=seed, draws=draws
-    )
-    chosen = {"blocks": blocks, "sigma": sigma, "size": size}
-    config = replace(config, **settings, **{key: value for key, value in chosen.items() if value is not None})
+    config = TeacherConfig(name=str(name), weights=weights, mode=mode, crop=crop, dtype=str(dtype).split(".")[-1], seed=seed)
+    chosen = {"blocks": blocks, "sigma": sigma, "size": size, "draws": draws}
+    config = replace(config, **(settings | {key: value for key, value in chosen.items() if value is not None}))
     if grid != "default":
         config = replace(config, grid=grid)
-    return Teacher(transformer.to(dtype), vae, prompt, config, device)
+    if transformer.dtype != dtype:
+        transformer = transformer.to(dtype)
+    return Teacher(transformer, vae, prompt, config, device)
 
 
 def weights_identity(folder: Path) -> str:
@@ -127,7 +129,7 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=["transformer/*", "vae/*"]))
     except Exception as error:  # offline, missing, gated: the hub's own classes differ by version
         raise UserError(
-            f"{hub_id}: could not be fetched from the hub ({type(error).__name__}); copy the folder here and give its path instead"
+            f"{hub_id}: could not be fetched from the hub ({type(error).__name__}); copy the folder here and give its path"
         ) from error
 
 

@@ -222,6 +222,8 @@ class CacheWriter:
                 raise UserError(f"{self.path / name}: corrupt, altered since it was written; {REMAKE}")
         frames = {scene_id: count for sidecar in sidecars for scene_id, count in sidecar["frames"].items()}
         self._sweep("*")
+        if (earlier := self._finished(dict(zip(names, sidecars, strict=True)))) is not None:
+            return earlier
         return write_manifest(
             self.path,
             "cache",
@@ -233,6 +235,16 @@ class CacheWriter:
             scenes=self.scene_ids,
             frames=[frames[scene_id] for scene_id in self.scene_ids],
         )
+
+    def _finished(self, sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+        """The manifest of an earlier `finish` if it is of these very shards; it names the tool versions that made them."""
+        try:
+            manifest = read_manifest(self.path, "cache")
+        except UserError:  # none yet, or damaged: written again either way
+            return None
+        files = {name: {key: sidecar[key] for key in ("sha256", "bytes")} for name, sidecar in sidecars.items()}
+        identity = {"kind": "cache", "config": self.plan["config"], "parents": self.plan["parents"], "files": files}
+        return manifest if manifest["fingerprint"] == fingerprint(identity) else None
 
     def _refuse_other_plan(self) -> None:
         plan_path = self.path / PLAN

@@ -71,9 +71,10 @@ def clip_record(pipeline: Pipeline, clip: PosedClip, seed: int | None, store_fra
         name: value.astype(np.float16)
         for name, value in pipeline.streams(clip.rgb, clip.scene_id, clip.frame_ids, seed).items()
     }
-    record["frame_ids"] = np.asarray(clip.frame_ids, dtype=np.int64)
+    kept = pipeline.teacher.frame_index(len(clip.rgb))
+    record["frame_ids"] = np.asarray(clip.frame_ids, dtype=np.int64)[kept]
     if store_frames:
-        record["rgb"] = clip.rgb
+        record["rgb"] = clip.rgb[kept]
     return record
 
 

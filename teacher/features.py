@@ -154,7 +154,7 @@ class Teacher:
             {b: self._pool(v).cpu() for b, v in total.items()},
             self.simulator.sigma,
             self.simulator.timestep,
-            self._index(latents),
+            self.frame_index(len(images)),
         )
 
     def _blocks(self, latents: Tensor, noise: Tensor) -> dict[int, Tensor]:
@@ -167,7 +167,8 @@ class Teacher:
         maps = tokens.flatten(0, 1).movedim(-1, 1)
         return F.adaptive_avg_pool2d(maps, self.config.grid) if self.config.grid else maps.contiguous()
 
-    def _index(self, latents: Tensor) -> np.ndarray:
+    def frame_index(self, frames: int) -> np.ndarray:
+        """(T',) index of the first source frame of each latent frame, for a clip of `frames` frames."""
         if self.config.mode == "frame":
-            return np.arange(len(latents))
-        return np.array([0, *(1 + 4 * step for step in range(latents.shape[2] - 1))])
+            return np.arange(frames)
+        return np.array([0, *range(1, frames - 3, 4)])  # the causal VAE groups four frames after the first

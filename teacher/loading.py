@@ -8,7 +8,6 @@ are read from the weights, so small models of the same architecture load too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,7 @@ def load_prompt(path: Path | str) -> torch.Tensor:
         known = [key for key in ("context", "embedding", "prompt_embeds") if key in value]
         if not known:
             raise UserError(
-                f"{file}: a tensor or a key 'context', 'embedding' or 'prompt_embeds' expected, found {json.dumps(sorted(value))}"
+                f"{file}: a tensor or a key 'context', 'embedding' or 'prompt_embeds' expected, found {sorted(value)}"
             )
         value = value[known[0]]
     rows = value[0] if value.ndim == 3 else value

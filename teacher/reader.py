@@ -16,25 +16,35 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from vega_artifact import UserError
+
+QUESTION_START = 1  # the whole visual prefix stands at position 0
+
 
 class Connector(nn.Module):
     """Token maps (T, C, gh, gw) -> visual embeddings (T * gh/2 * gw/2, hidden).
 
-    2x2 neighbours are concatenated before a linear layer (as Qwen2.5-VL's merger does), then learned frame and cell
-    embeddings are added, because the language model's own positions are one-dimensional.
+    2x2 neighbours are concatenated before a linear layer (as Qwen2.5-VL's merger does), then learned cell embeddings
+    are added, because the language model's own positions are one-dimensional.
     """
 
-    def __init__(self, channels: int, hidden: int, frames: int, grid: tuple[int, int]) -> None:
+    def __init__(self, channels: int, hidden: int, grid: tuple[int, int]) -> None:
         super().__init__()
+        self.shape = (channels, *grid)
         self.merge = nn.PixelUnshuffle(2)
         self.norm = nn.LayerNorm(4 * channels)
         self.project = nn.Linear(4 * channels, hidden)
-        self.frame = nn.Parameter(torch.randn(frames, 1, hidden) * 0.02)
         self.cell = nn.Parameter(torch.randn(1, grid[0] * grid[1] // 4, hidden) * 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if tuple(tokens.shape[1:]) != self.shape:
+            expected = ", ".join(map(str, self.shape))
+            raise UserError(
+                f"visual tokens: (T, {expected}) expected, found {tuple(tokens.shape)}; "
+                "give the reader the stream and grid it was trained on"
+            )
         merged = self.merge(tokens).flatten(2).transpose(1, 2)
-        return (self.project(self.norm(merged)) + self.frame[: len(tokens)] + self.cell).flatten(0, 1)
+        return (self.project(self.norm(merged)) + self.cell).flatten(0, 1)
 
 
 class Reader(nn.Module):
@@ -51,10 +61,14 @@ class Reader(nn.Module):
 
     def prefix(self, tokens: Tensor | None) -> Tensor:
         """Visual prefix (P, hidden): the bos embedding, then the visual tokens if this reader sees."""
-        start = self.model.get_input_embeddings()(torch.tensor([self.tokenizer.bos_token_id]))
+        embed = self.model.get_input_embeddings()
+        start = embed(torch.tensor([self.tokenizer.bos_token_id]))
         if self.connector is None or tokens is None:
             return start
-        return torch.cat([start, self.connector(tokens)])
+        # a token carries the word for its view's number, so that "view 3" finds it as "chair" finds a chair
+        views = torch.stack([embed(torch.tensor(self._encode(str(view + 1)))).mean(0) for view in range(len(tokens))])
+        visual = self.connector(tokens)
+        return torch.cat([start, visual + views.repeat_interleave(len(visual) // len(tokens), dim=0)])
 
     def loss(self, tokens: Tensor | None, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Mean cross-entropy of the answer tokens (and eos) of one scene's questions."""
@@ -95,7 +109,7 @@ class Reader(nn.Module):
             output = self.model(
                 inputs_embeds=self.model.get_input_embeddings()(chosen)[None],
                 attention_mask=mask[None, None],
-                position_ids=(len(prefix) + lengths + step - 1)[None],
+                position_ids=(QUESTION_START + lengths + step - 1)[None],
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -109,7 +123,10 @@ class Reader(nn.Module):
         owner = torch.cat([torch.full((len(text),), index) for index, text in enumerate(texts)])
         start = len(prefix)
         owner = torch.cat([torch.full((start,), -1), owner])
-        positions = torch.cat([torch.arange(start), *(start + torch.arange(len(text)) for text in texts)])
+        # visual tokens share one position: their own embeddings say where they are, and a rotary phase that differs between
+        # them only hides from a small model that a word and a patch mean the same
+        place = torch.zeros(start, dtype=torch.long)
+        positions = torch.cat([place, *(QUESTION_START + torch.arange(len(text)) for text in texts)])
         index = torch.arange(len(owner))
         mask = (index[:, None] >= index[None]) & ((owner[:, None] == owner[None]) | (owner[None] == -1))
         embeds = torch.cat([prefix, self.model.get_input_embeddings()(flat)])[None]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipVisionModel
@@ -66,7 +67,7 @@ def load_semantic(path: Path | str, layer: int | None = None, grid: tuple[int, i
     """
     try:
         model = SiglipVisionModel.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{path}: no SigLIP vision tower loads from here ({str(error).strip().splitlines()[0][:160]})"
         ) from error

@@ -1,1 +1,1 @@
-"""The embedded teacher: small models of the real architectures, trained on procedural rooms, and the recipe that trained them."""
+"""The embedded teacher: small models of the real architectures, and the recipe that trained them on procedural rooms."""

@@ -8,6 +8,7 @@ python -m bench.select --teacher tiny --out runs/tiny/settings-tiny.json     cho
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 import tyro
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from rich.progress import track
-from transformers import PreTrainedTokenizerFast, SiglipModel
+from transformers import PreTrainedTokenizerFast, SiglipModel, SiglipVisionModel
 
 from teacher.streams import load_pipeline
 from teacher.tiny import fit, generator, rooms
@@ -28,7 +29,7 @@ from teacher.tiny.semantic import SemanticConfig, class_prompts, patch_f1, train
 from teacher.tiny.vocabulary import build_tokenizer
 from vega_artifact import UserError, canonical, read_json, unknown_name, write_json, write_manifest
 
-FIRST_SETTINGS = {"blocks": [4], "sigma": 0.1}  # until bench.select has chosen on validation rooms
+FIRST_SETTINGS = {"blocks": [4], "sigma": 0.1, "draws": 4}  # until bench.select has chosen on validation rooms
 VARIANTS = {"generative": "tiny", "geometry": "tiny-geometry"}
 
 
@@ -107,9 +108,9 @@ def stage_pack(work: Path, config: TinyConfig) -> None:
     minutes = {name: rows[-1]["minutes"] for name, rows in curves.items()}
     last = {name: {key: value for key, value in rows[-1].items() if key != "minutes"} for name, rows in curves.items()}
     extra: dict[str, Any] = {"settings": settings, "cpu_minutes": minutes, "last": last, "classes": rooms.class_names()}
-    for name in ("selection", "semantic_f1"):
-        if (work / f"{name}.json").exists():
-            extra[name] = read_json(work / f"{name}.json")
+    if (work / "semantic_f1.json").exists():
+        extra["semantic_f1"] = read_json(work / "semantic_f1.json")
+    extra["selection"] = {path.stem: read_json(path)["rows"] for path in sorted(work.glob("settings-*.json"))}
     write_manifest(BUNDLE, "teacher", config, {}, files, **extra)
     print(f"{BUNDLE}: {sum(p.stat().st_size for p in BUNDLE.rglob('*') if p.is_file()) / 2**20:.1f} MiB")
 
@@ -157,15 +158,15 @@ def _latents(work: Path) -> generator.LatentVideos:
 @torch.no_grad()
 def _streams(work: Path, name: str, split: str) -> np.ndarray:
     """Raw stream of all tours of a split: "semantic", or the generative stream of a teacher; (rooms, T, C, gh, gw) float16."""
-    path = work / f"stream_{name}_{split}.npy"
+    pipeline = None if name == "semantic" else load_pipeline(name)
+    path = work / f"stream_{name}_{split}_{pipeline.teacher.fingerprint if pipeline else 'tower'}.npy"
     if not path.exists():
         frames = rooms.load(work, f"{split}_rgb")
         source = rooms.open_scenes(rooms.tour_uri(split, len(frames), rooms.RoomsConfig()))
-        if name == "semantic":
+        if pipeline is None:
             tower = load_semantic_tower()
             found = [tower.features(np.asarray(clip)).half().numpy() for clip in track(frames, description="semantic stream")]
         else:
-            pipeline = load_pipeline(name)
             found = [
                 pipeline.teacher.features(np.asarray(clip), scene_id=scene).blocks[pipeline.block].half().numpy()
                 for clip, scene in zip(track(frames, description=f"{name} stream"), source.scene_ids, strict=True)
@@ -183,9 +184,13 @@ def _pack_diffusers(source: Path, target: Path) -> None:
 
 def _pack_semantic(work: Path) -> None:
     model = SiglipModel.from_pretrained(work / "semantic_full")
+    vision = SiglipVisionModel(model.config.vision_config)  # the text tower was needed for training only
+    prefix = "vision_model."
+    state = {key.removeprefix(prefix): value for key, value in model.state_dict().items() if key.startswith(prefix)}
+    vision.load_state_dict(state)
     (BUNDLE / "semantic").mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(BUNDLE / "semantic")
-    save_half(model, BUNDLE / "semantic" / "model.safetensors")
+    vision.config.save_pretrained(BUNDLE / "semantic")
+    save_half(vision, BUNDLE / "semantic" / "model.safetensors")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     frames, coverage = _flat(work, "val_rgb")[:480], _flat(work, "val_coverage")[:480]
     prompts = class_prompts(rooms.class_names(), tokenizer)
@@ -198,7 +203,7 @@ def _settings(work: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         return FIRST_SETTINGS
     best = read_json(path)["best"]
-    return {"blocks": [best["block"]], "sigma": best["sigma"]}
+    return {"blocks": [best["block"]], "sigma": best["sigma"], "draws": best["draws"]}
 
 
 def _curve(path: Path) -> list[dict[str, Any]]:
@@ -230,7 +235,8 @@ def main() -> None:
     try:
         command.run() if command else print(canonical(TinyConfig()))
     except UserError as error:
-        raise SystemExit(f"teacher.tiny: {error}") from None
+        print(f"teacher.tiny: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from vega_artifact import UserError, read_json, read_manifest
 BUNDLE = Path(__file__).parent.parent / "bundle"
 GRID = (8, 8)
 WIDTH = 128
-FRAMES = 8
 SIZE = (64, 64)
 CONDITIONS = ("fused", "semantic", "blind")
 READER_SEEDS = (0, 1, 2)
@@ -40,10 +39,10 @@ def load_bundle_wan(variant: str, bundle: Path = BUNDLE) -> tuple[WanTransformer
 
 
 def embedded_settings(variant: str, bundle: Path = BUNDLE) -> dict[str, Any]:
-    """TeacherConfig fields chosen on validation rooms (`python -m teacher.tiny select`), from the manifest."""
+    """TeacherConfig fields chosen on validation rooms (`python -m bench.select`), from the manifest."""
     chosen = read_manifest(bundle, "teacher")["settings"][variant]
     fixed = {"size": SIZE, "grid": GRID, "text_rows": 1}
-    return fixed | {"blocks": tuple(chosen["blocks"]), "sigma": chosen["sigma"]}
+    return fixed | {"blocks": tuple(chosen["blocks"]), "sigma": chosen["sigma"], "draws": chosen["draws"]}
 
 
 def load_semantic_tower(bundle: Path = BUNDLE) -> SemanticEncoder:
@@ -94,7 +93,7 @@ def new_reader(tokenizer: PreTrainedTokenizerFast, condition: str, seed: int) ->
             tie_word_embeddings=True,
         )
         model = Qwen2ForCausalLM(config)
-        connector = None if condition == "blind" else Connector(WIDTH, WIDTH, FRAMES, GRID)
+        connector = None if condition == "blind" else Connector(WIDTH, WIDTH, GRID)
     return Reader(model, tokenizer, connector)
 
 

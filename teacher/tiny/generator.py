@@ -39,7 +39,7 @@ class GeneratorConfig:
     shift: float = 3.0
     muon_lr: float = 0.02
     adamw_lr: float = 1e-3
-    geometry_steps: int = 1500
+    geometry_steps: int = 600
     geometry_weight: float = 1.0
     seed: int = 0
 
@@ -105,7 +105,7 @@ def flow_loss(model: WanTransformer3DModel, clean: Tensor, sigmas: Tensor, noise
     Returns:
         the mean squared error per frame (B, T) and whatever the model put out beyond 16 channels (B, T, extra, h, w).
     """
-    batch, frames, _, height, width = clean.shape
+    batch, _, _, height, width = clean.shape
     level = sigmas[:, :, None, None, None]
     noisy = (1 - level) * clean + level * noise
     timestep = (1000 * sigmas)[:, :, None].expand(-1, -1, height * width).reshape(batch, -1)
