@@ -26,6 +26,7 @@ class Task:
         protocols: the scoring rules it knows; the first is the default.
         primary: the metric a parity claim is made on.
         id_field, scene_field, type_field: where its records keep the id, the scene and the question type.
+        uncounted: types that get a row of their own but stay out of `overall`.
         item_value: the key of "per_item" whose mean is the primary metric / 100.
     """
 
@@ -37,6 +38,7 @@ class Task:
     scene_field: str
     type_field: str | None
     item_value: str
+    uncounted: tuple[str, ...] = ()
 
 
 TASKS: dict[str, Task] = {
@@ -44,7 +46,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("vsibench", vsibench.score, vsibench.PROTOCOLS, "overall", "id", "scene_name", "question_type", "score"),
         Task("scanqa", scanqa.score, tuple(scanqa.PROTOCOLS), "em", "question_id", "scene_id", None, "em"),
-        Task("ladder", ladder.score, ladder.PROTOCOLS, "overall", "question_id", "scene_id", "type", "score"),
+        Task("ladder", ladder.score, ladder.PROTOCOLS, "overall", "question_id", "scene_id", "type", "score", ladder.UNCOUNTED),
     )
 }
 

@@ -69,7 +69,7 @@ def task_rows(
         tables[model], _, kinds = by_type(_mean_scores(task, model, runs, set(records)), scenes, types)
     rows: dict[str, list[dict[str, Any]]] = {"tasks": [], "paired": [], "parity": []}
     head = {"task": task.name, "protocol": protocol}
-    for name, columns, reduce in _measures(kinds):
+    for name, columns, reduce in _measures(kinds, task.uncounted):
         count = sum(kind in {kinds[column] for column in columns} for kind in types.values())
         for model, table in tables.items():
             found = interval(table, reduce, draws, seed)
@@ -90,12 +90,13 @@ def _ends(found: Interval, count: int) -> dict[str, Any]:
     return {"low": found.low, "high": found.high, "n": count}
 
 
-def _measures(kinds: Sequence[str]) -> list[tuple[str, list[int], Reduce]]:
+def _measures(kinds: Sequence[str], uncounted: Sequence[str] = ()) -> list[tuple[str, list[int], Reduce]]:
     """(row type, columns of the statistics it reads, how) for `overall` and, where there are several, every type."""
     groups: dict[str, list[int]] = {}
     for column, kind in enumerate(kinds):
         groups.setdefault(DIRECTION if kind in DIRECTION_LEVELS else kind, []).append(column)
-    every = ("overall", list(range(len(kinds))), macro(list(groups.values())))
+    counted = [columns for name, columns in groups.items() if name not in uncounted] or list(groups.values())
+    every = ("overall", [column for columns in counted for column in columns], macro(counted))
     apart = [(name, columns, macro([columns])) for name, columns in groups.items() if name != "overall"]
     return [every, *apart]
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from teacher.reader import Connector, Reader
 from teacher.semantic import SemanticEncoder, load_semantic
 from teacher.streams import FusedTokens, SemanticTokens
-from vega_artifact import UserError, read_json, read_manifest
+from vega_artifact import UserError, atomic_write, read_json, read_manifest
 
 BUNDLE = Path(__file__).parent.parent / "bundle"
 GRID = (8, 8)
@@ -109,14 +109,13 @@ def load_reader(condition: str, seed: int, bundle: Path = BUNDLE) -> Reader:
 
 def save_half(module: nn.Module, path: Path) -> None:
     """Weights as float16 safetensors, shared tensors once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[int] = set()
     state = {}
     for key, value in module.state_dict().items():
         if value.data_ptr() not in seen:
             seen.add(value.data_ptr())
             state[key] = value.half().contiguous() if value.is_floating_point() else value
-    save_file(state, path)
+    atomic_write(path, lambda temporary: temporary.write_bytes(save(state)))
 
 
 def supervision(name: str) -> str:
