@@ -103,7 +103,9 @@ def load_reader(condition: str, seed: int, bundle: Path = BUNDLE) -> Reader:
     _require(path)
     reader = new_reader(load_tokenizer(bundle), condition, seed)
     state = {key: value.float() for key, value in load_file(path).items()}
-    reader.load_state_dict(state, strict=False)  # tied output embeddings are stored once
+    found = reader.load_state_dict(state, strict=False)
+    if found.unexpected_keys or set(found.missing_keys) - {"model.lm_head.weight"}:  # tied embeddings are stored once
+        raise UserError(f"{path}: not a reader of this version; restore it from the repository or train the bundle again")
     return reader.eval().requires_grad_(False)
 
 

@@ -23,7 +23,7 @@ from teacher.tiny import bundle, codec, generator
 from teacher.tiny.__main__ import main
 from teacher.tiny.loop import Stage, constant_then_linear, muon_and_adamw, split_parameters, step_rng
 from teacher.tiny.vocabulary import FIXED_SENTENCES, build_tokenizer
-from vega_artifact import UserError, read_manifest, verify_files
+from vega_artifact import UserError, read_json, read_manifest, verify_files
 
 MEGABYTES = 24
 SMALL = codec.CodecConfig(base_dim=4, image_steps=2, image_batch=2, video_steps=2, video_batch=1)
@@ -347,6 +347,16 @@ class TestBundle:
         assert mixer is not None and mixer(visual, visual).shape == visual.shape
         assert bundle.load_semantic_tokens()(visual).shape == visual.shape
         assert bundle.load_semantic_tower().grid == bundle.GRID
+
+    def test_every_reader_was_trained_by_itself(self) -> None:
+        """A bundle packed half-way holds copies or fresh weights; their hashes and their embeddings give them away."""
+        files = read_json(bundle.BUNDLE / "manifest.json")["files"]
+        hashes = [record["sha256"] for name, record in files.items() if name.startswith("readers/")]
+        assert len(hashes) == len(set(hashes)) == len(bundle.CONDITIONS) * len(bundle.READER_SEEDS)
+        for condition in bundle.CONDITIONS:
+            fresh = bundle.new_reader(bundle.load_tokenizer(), condition, 0).model.get_input_embeddings().weight
+            trained = bundle.load_reader(condition, 0).model.get_input_embeddings().weight
+            assert float((trained - fresh).abs().mean()) > 0.01
 
     def test_curves_are_there_for_the_report(self) -> None:
         curves = bundle.curves()
