@@ -134,9 +134,9 @@ def _probes(chain: Chain, caches: dict[str, FeatureCache], student: Path, export
     models["teacher_reseeded"] = _control(caches, "reseeded", "generative")
     randoms = [f"random{seed}" for seed in config.random_seeds]
     models |= {name: _control(caches, name, "generative") for name in randoms}
-    train_clips, val_clips, test_clips = (maps.clips(cache) for cache in _main_caches(caches))
+    rooms = (maps.clips(caches["train"], config.probe), maps.clips(caches["val"]), maps.clips(caches["test"]))
     pairs = (*probes.PAIRS, *(("teacher", name) for name in randoms))
-    result = best_random(probes.evaluate(models, train_clips[: config.probe], val_clips, test_clips, pairs=pairs), randoms)
+    result = best_random(probes.evaluate(models, *rooms, pairs=pairs), randoms)
     del result["per_scene"]
     write_json(path, {"key": key, **result})
     return result

@@ -52,13 +52,6 @@ def collect(caches: list[FeatureCache], run: Path, export: Path, probe_rooms: in
     )
 
 
-def _clips(cache: FeatureCache, count: int) -> list[PosedClip]:
-    from teacher.scenes import open_scenes
-
-    source = open_scenes(str(cache.manifest["config"]["scenes"]))
-    return [source[index] for index in range(min(count, len(cache.scene_ids)))]
-
-
 def _tokens(model: maps.Maps, clip: PosedClip) -> np.ndarray:
     value = model[clip.scene_id]
     return np.ascontiguousarray(value.reshape(*value.shape[:2], -1).transpose(0, 2, 1), dtype=np.float32)

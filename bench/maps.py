@@ -125,10 +125,10 @@ def network_maps(
     return Maps(caches, make)
 
 
-def clips(cache: FeatureCache) -> list[PosedClip]:
-    """The posed clips a cache was made from, opened again through the scenes URI in its manifest."""
+def clips(cache: FeatureCache, limit: int | None = None) -> list[PosedClip]:
+    """The (first `limit`) posed clips a cache was made from, opened again through the scenes URI in its manifest."""
     uri = str(cache.manifest["config"]["scenes"])
     source = open_scenes(uri)
     if source.fingerprint != cache.manifest["config"]["scenes_fingerprint"]:
         raise UserError(f"{cache.path}: the scenes {uri} are no longer those it was made from; extract the cache again")
-    return [source[source.scene_ids.index(scene_id)] for scene_id in cache.scene_ids]
+    return [source[source.scene_ids.index(scene_id)] for scene_id in cache.scene_ids[:limit]]
