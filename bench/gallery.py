@@ -37,7 +37,7 @@ def collect(caches: list[FeatureCache], run: Path, export: Path, probe_rooms: in
     """
     models = maps.collect(caches, run, export, STREAM)
     train, val, test = (
-        _clips(cache, count) for cache, count in zip(caches, (min(PROBE_FIT, probe_rooms), 12, 12), strict=True)
+        maps.clips(cache, count) for cache, count in zip(caches, (min(PROBE_FIT, probe_rooms), 12, 12), strict=True)
     )
     views = [(test[0], 2), (test[0], 3), (test[1], 1), (test[1], 5), (test[2], 2), (test[2], 6)][:VIEWS]
     return ReportPictures(
