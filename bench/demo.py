@@ -267,6 +267,8 @@ def _notes(chain: Chain, measured: dict[str, Any], tasks: dict[str, Any]) -> Rep
             f"The random-weights row is the best of {len(config.random_seeds)} seeds for each metric.",
         ),
         does_not_show=(
+            "That the student knows more than its teacher where it scores higher: it sees 128 px instead of 64 and was also "
+            "taught the semantic tokens, which learned from labels.",
             "How Wan2.1 itself or real rooms would score: no weights and no data sets are used here.",
             "How fast a Jetson is: latency was measured on this machine's CPU.",
         ),

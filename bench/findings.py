@@ -120,6 +120,8 @@ def key_numbers(report: Row, notes: ReportNotes | None = None) -> list[KeyNumber
         teacher = find(report["probes"], metric=metric, model="teacher")
         if student is not None:
             beside = f"; teacher {teacher['value']:.2f}" if teacher is not None else ""
+            raw = find(report["probes"], metric=metric, model="raw_patches")
+            beside += f", raw patches {raw['value']:.2f}" if raw is not None else ""
             numbers.append(
                 KeyNumber(f"{student['value']:.2f}", f"{name} of the exported file", f"95 %: {interval(student, 2)}{beside}")
             )
@@ -148,6 +150,9 @@ def sentence(report: Row) -> str:
         start += {"better": " and beats the same network undistilled", "open": "; no gain from distillation is shown"}.get(
             direction(gain), "; distillation made it worse than the same network without it"
         )
+    matching = find(report["paired"], metric="correspondence_recall_centred", a="student_exported", b="raw_patches")
+    if matching is not None and direction(matching) == "worse":
+        start += ", but finds places again in another view less often than raw patches do"
     return f"{start}; {parity_clause(report)}."
 
 
