@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipVisionModel
+from transformers.utils import logging
 
 from teacher.framing import as_unit_images
 from vega_artifact import UserError
@@ -65,6 +66,7 @@ def load_semantic(path: Path | str, layer: int | None = None, grid: tuple[int, i
     Raises:
         UserError: the folder is missing or is no SigLIP vision tower.
     """
+    logging.disable_progress_bar()  # a bar per load of a few MB says nothing, and the demo loads often
     try:
         model = SiglipVisionModel.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
