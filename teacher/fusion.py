@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from vega_artifact import UserError, unknown_name
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """Base of all variants: `fusion(semantic, generative)` -> fused, all (B, N, D) of one floating dtype.
 
     Raises:
@@ -36,8 +37,9 @@ class Fusion(nn.Module):
             raise ValueError(f"fusion of width {self.dim} needs two streams (B, N, {self.dim}), found {found}")
         return self.fuse(semantic, generative, **extra)
 
+    @abstractmethod
     def fuse(self, semantic: Tensor, generative: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Fuse two checked streams (B, N, D) of equal shape -> (B, N, D)."""
 
 
 class Add(Fusion):
