@@ -23,8 +23,10 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
 import vega_artifact
+from bench.select import Select
 from bench.verbs import Bench, Demo, Doctor, Report
 from export.verbs import Build, Bundle, Export
+from teacher.verbs import Extract
 from vega_artifact import UserError
 
 if TYPE_CHECKING:
@@ -68,57 +70,12 @@ class List:
 
 
 LISTS = {  # what -> where its registry, or the function that lists it, lives
-    "teachers": ("teacher.backbones", "BACKBONES"),
+    "teachers": ("teacher.backbones", "teacher_names"),
     "students": ("student", "list_students"),
     "recipes": ("distill.recipes", "names"),
     "scenes": ("teacher.scenes.source", "SCHEMES"),
     "tasks": ("bench.tasks", "TASKS"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extract:
-    """Scenes -> a cache of teacher features. Prints its plan (bytes, time) first and resumes."""
-
-    teacher: str
-    """A name from `vega-edge list teachers`, or a folder with a model."""
-    scenes: str
-    """A scenes URI, such as procedural:val?count=20&seed=1, folder:PATH, scannet:PATH or video:PATH/*.mp4."""
-    out: Path
-    """The cache folder to write."""
-    blocks: tuple[int, ...] | None = None
-    """Blocks of the generator to read; none: those the teacher is used with. Likewise below."""
-    sigma: float | None = None
-    """Noise level in 0..1 at which the generator is stopped."""
-    mode: Literal["frame", "clip"] = "frame"
-    """frame: every frame alone, as the paper's code does; clip: frames attend to one another."""
-    crop: Literal["aligned", "cover", "reference"] = "aligned"
-    """What the generator sees of a frame: all of it, a cut, or the reference's squash and cut."""
-    draws: int | None = None
-    """Noise draws that are averaged; none: what the teacher is used with."""
-    seed: int = 0
-    """Seed of the noise."""
-    device: str = "auto"
-    """auto: cuda where there is one."""
-
-    def run(self) -> None:
-        from accelerate import PartialState
-
-        from teacher.extract import extract
-
-        device = PartialState().device if self.device == "auto" else self.device  # each rank its own GPU
-        extract(
-            self.teacher,
-            self.scenes,
-            self.out,
-            blocks=self.blocks,
-            sigma=self.sigma,
-            mode=self.mode,
-            crop=self.crop,
-            draws=self.draws,
-            seed=self.seed,
-            device=device,
-        )
 
 
 @dataclass(frozen=True)
@@ -170,6 +127,7 @@ VERBS: dict[str, Any] = {
     "demo": Demo,
     "doctor": Doctor,
     "list": List,
+    "select": Select,
     "extract": Extract,
     "verify": Verify,
     "train": Train,

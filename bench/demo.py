@@ -49,7 +49,7 @@ class DemoConfig:
         random_seeds: fresh weights of the teacher's architecture; the best of them is the control.
     """
 
-    teacher: str = "tiny"
+    teacher: str = "tiny-geometry"
     train: int = 360
     val: int = 24
     test: int = 120
@@ -125,12 +125,14 @@ def _control(caches: dict[str, FeatureCache], name: str, stream: str) -> maps.Ma
 
 
 def _probes(chain: Chain, caches: dict[str, FeatureCache], student: Path, exported: Path) -> dict[str, Any]:
-    """3D probes on the generative stream: what the generator's own features hold and what survives in the student."""
+    """3D probes on the generative stream (what the generator's own features hold and what survives) and on the fused tokens."""
     config, path = chain.config, chain.out / "probes.json"
     key = _key(caches, student, exported, probes.METRICS)
     if (done := _reuse(path, key)) is not None:
         return done
     models: dict[str, Any] = dict(maps.collect(_main_caches(caches), student, exported, "generative"))
+    fused = maps.collect(_main_caches(caches), student, exported, "fused")
+    models |= {f"{name}_fused": fused[name] for name in ("teacher", "student_exported", "student_undistilled")}
     models["teacher_reseeded"] = _control(caches, "reseeded", "generative")
     randoms = [f"random{seed}" for seed in config.random_seeds]
     models |= {name: _control(caches, name, "generative") for name in randoms}

@@ -23,6 +23,9 @@ TITLES = {
     "student": "Student (torch)",
     "student_exported": "Student (exported file)",
     "student_undistilled": "Student, not distilled",
+    "teacher_fused": "Fused tokens of the teacher",
+    "student_exported_fused": "Fused tokens of the exported file",
+    "student_undistilled_fused": "Fused tokens, not distilled",
     "semantic": "Semantic encoder only",
     "raw_patches": "Raw image patches",
     "blind": "Blind (no image)",
@@ -167,7 +170,8 @@ def parity_clause(report: Row) -> str:
 EXPECTED = (
     ("teacher", "teacher_random", "Training the teacher matters: it beats the same network with random weights"),
     ("student_exported", "student_undistilled", "Distillation matters: the exported file beats the same student without it"),
-    ("student_exported", "raw_patches", "The exported file knows more than raw image patches"),
+    ("student_exported", "raw_patches", "The exported file's generative stream knows more than raw image patches"),
+    ("student_exported_fused", "raw_patches", "The exported file's fused tokens know more than raw image patches"),
 )
 
 CLAIMED_TYPES = ("overall", "room_size_estimation")  # the other types stand in the table and claim nothing

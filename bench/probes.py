@@ -73,6 +73,10 @@ PAIRS = (
     ("student_exported", "student_undistilled"),
     ("student_exported", "semantic"),
     ("student_exported", "raw_patches"),
+    ("teacher_fused", "semantic"),
+    ("student_exported_fused", "teacher_fused"),
+    ("student_exported_fused", "student_undistilled_fused"),
+    ("student_exported_fused", "raw_patches"),
 )
 KEPT = ("student_exported", "teacher", "raw_patches")  # how much of the gain of the second over the third the first keeps
 

@@ -1,111 +1,70 @@
-"""Which block and which sigma: scored by the 3D probes on validation rooms, never on test rooms.
+"""The verb `vega-edge select`: which block, sigma and mode of a teacher know most of the room, on validation rooms only.
 
-python -m bench.select --teacher tiny --sigmas 0.05 0.1 0.2 0.3 0.5 --out select.json
+Flags alone live here, so that asking for help imports nothing heavy; bench/selection.py does it. `--out FOLDER` writes an
+artifact (selection.json, heatmap.png, manifest.json), `--out FILE.json` only the first of these.
+
+    vega-edge select --teacher tiny --out runs/select
+    python -m bench.select --teacher tiny --modes frame --out runs/tiny/settings-tiny.json
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-import numpy as np
-
-from bench.probes import evaluate
-from vega_artifact import UserError, write_json
-
-if TYPE_CHECKING:
-    from teacher.features import Teacher
-    from teacher.scenes import PosedClip
-
-METRICS = ("depth_r2", "correspondence_recall_centred")
-
-
-@dataclass(frozen=True)
-class Rooms:
-    """Clips that fit the probes, tune their ridge and judge: train rooms twice, validation rooms once."""
-
-    fit: list[PosedClip]
-    tune: list[PosedClip]
-    judge: list[PosedClip]
-
-    @classmethod
-    def open(cls, fit: int = 80, tune: int = 30, judge: int = 50, size: int = 128) -> Rooms:
-        from teacher.scenes import open_scenes
-
-        train = open_scenes(f"procedural:train?count={fit + tune}&frames=8&size={size}&seed=7")
-        val = open_scenes(f"procedural:val?count={judge}&frames=8&size={size}&seed=7")
-        clips = [train[i] for i in range(fit + tune)]
-        return cls(clips[:fit], clips[fit:], [val[i] for i in range(judge)])
-
-
-def grid(make: Callable[[float], Teacher], sigmas: Sequence[float], rooms: Rooms) -> list[dict[str, Any]]:
-    """Probe every wanted block of `make(sigma)`; one row {block, sigma, metric: value, ...} per setting."""
-    clips = [*rooms.fit, *rooms.tune, *rooms.judge]
-    rows = []
-    for sigma in sigmas:
-        teacher = make(sigma)
-        features = {
-            clip.scene_id: teacher.features(clip.rgb, scene_id=clip.scene_id, frame_ids=clip.frame_ids).blocks for clip in clips
-        }
-        models = {
-            f"block {block}": {scene: blocks[block].numpy() for scene, blocks in features.items()}
-            for block in teacher.simulator.wanted
-        }
-        found = evaluate(models, rooms.fit, rooms.tune, rooms.judge, pairs=(), draws=100)
-        values = {(row["model"], row["metric"]): row["value"] for row in found["probes"]}
-        rows += [
-            {"block": block, "sigma": sigma, "draws": teacher.config.draws}
-            | {metric: values[f"block {block}", metric] for metric in METRICS}
-            for block in teacher.simulator.wanted
-        ]
-    return rows
-
-
-def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The setting with the highest mean rank-free score: depth R2 plus centred correspondence recall."""
-    if not rows:
-        raise UserError("select: no setting was scored; give at least one block and one sigma")
-    return max(rows, key=lambda row: np.mean([row[metric] for metric in METRICS]))
+from vega_artifact import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
-    """Search block x sigma of a teacher on validation rooms."""
+    """Search block x sigma x mode of a teacher by 3D probes on validation rooms, with a picture. Resumes."""
 
     teacher: str = "tiny"
-    """Registry name or folder of weights."""
-    blocks: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
-    """Zero-based blocks to compare, all captured in one pass per sigma."""
-    sigmas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
-    """Noise levels to compare."""
-    draws: int = 4
-    """Noise draws averaged per feature."""
+    """A name from `vega-edge list teachers`, or a folder with a model."""
+    scenes: str | None = None
+    """Scenes URI of the validation rooms that judge, posed and with depth; none: procedural ones."""
+    fit_scenes: str | None = None
+    """Scenes URI of the training rooms that the probes are fitted on; none: procedural ones."""
+    blocks: tuple[int, ...] | None = None
+    """Zero-based blocks to compare, all captured in one pass; none: all, or eight spread evenly, and the one in use."""
+    sigmas: tuple[float, ...] | None = None
+    """Noise levels to compare; none: 0.05 0.1 0.2 0.3 0.5."""
+    modes: tuple[Literal["frame", "clip"], ...] | None = None
+    """frame: every frame alone; clip: frames attend to one another; none: both, where the teacher has both."""
+    draws: int | None = None
+    """Noise draws averaged per feature; none: what the teacher is used with."""
+    seed: int = 0
+    """Seed of the noise."""
     random_weights: int | None = None
     """Score the same architecture with fresh weights of this seed instead."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the teacher."""
+    device: str = "auto"
+    """auto: cuda where there is one."""
+    quick: bool = False
+    """Few rooms, two sigmas and one draw: to see that it runs, not to choose."""
     out: Path | None = None
-    """JSON file for all rows and the winner."""
+    """A folder for the artifact, or FILE.json for the rows and the winner; none: only print."""
 
     def run(self) -> None:
-        from teacher import load_teacher
+        from bench import selection
 
-        def make(sigma: float) -> Teacher:
-            return load_teacher(
-                self.teacher, blocks=self.blocks, sigma=sigma, draws=self.draws, random_weights=self.random_weights
-            )
+        print(selection.text(selection.select(self)))
 
-        rows = grid(make, self.sigmas, Rooms.open())
-        for row in rows:
-            print(
-                "  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
-            )
-        print("best:", best(rows))
-        if self.out:
-            write_json(self.out, {"rows": rows, "best": best(rows)})
+
+def main() -> int:
+    """`python -m bench.select`: exit code 0, or 2 for bad input with one sentence on stderr."""
+    import tyro
+
+    try:
+        tyro.cli(Select, prog="bench.select").run()
+    except UserError as error:
+        print(f"bench.select: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(Select).run()
+    sys.exit(main())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -129,7 +129,93 @@ class Parity:
         print(parity.table(result))
 
 
-MEASURES: dict[str, type] = {"latency": Latency, "probe": Probe, "parity": Parity}
+@dataclass(frozen=True, kw_only=True)
+class Nos:
+    """VEGA-3D's normalised overall score of a table of results, and its correlation with the correspondence score."""
+
+    table: Positional[Path | None] = None
+    """JSON file like bench/data/vega3d_table4.json; none: that one, the paper's Table 4."""
+    out: Path | None = None
+    """JSON file for the rows and the correlations."""
+
+    def run(self) -> None:
+        from bench import nos
+
+        result = nos.summarise(nos.Table.read(self.table or nos.PAPER))
+        if self.out:
+            write_json(self.out, result)
+        print(nos.text(result))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpeed:
+    """The teacher against the reference recipe: ratio and peak memory per part, and how far the features differ.
+
+    Wan2.1-1.3B's true widths with random weights; needs no download. At full depth about 7 GiB of memory.
+    """
+
+    quick: bool = False
+    """A third of the depth at the true width, two frames, two rounds."""
+    size: tuple[int, int] = (240, 416)
+    """Height and width of the frames, multiples of 16."""
+    frames: int = 2
+    """Frames per call."""
+    repeats: int = 3
+    """Timed rounds; the median counts."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: our bfloat16 weights against float32 weights under autocast."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    compile: bool = False
+    """Let torch.compile fuse ours; the compilation is not counted."""
+    out: Path | None = None
+    """JSON file for the rows, the machine and the raw samples."""
+
+    def run(self) -> None:
+        from bench import teacher
+
+        names = ("size", "frames", "repeats", "dtype", "device", "compile")
+        settings = teacher.Settings(**{name: getattr(self, name) for name in names})
+        result = teacher.measure(teacher.quick(settings) if self.quick else settings)
+        if self.out:
+            write_json(self.out, result)
+        print(teacher.table(result))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Random reads of single frames from a cache, and what reduced storage of it would save and cost."""
+
+    cache: Positional[Path | None] = None
+    """A folder made by `vega-edge extract`; none: random records of Wan's size in a temporary folder (308 MB)."""
+    stream: str = "generative"
+    """Which stream to read."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads to read with."""
+    seconds: float = 2.0
+    """How long to measure each row, about."""
+    storages: tuple[str, ...] = ("float16", "int8", "pca:64", "pca:32")
+    """Forms of storage to judge; only for a cache that is stored in float16."""
+    out: Path | None = None
+    """JSON file for the rows."""
+
+    def run(self) -> None:
+        from bench import cache
+
+        result = cache.measure(self.cache, self.stream, self.threads, self.seconds, self.storages)
+        if self.out:
+            write_json(self.out, result)
+        print(cache.table(result))
+
+
+MEASURES: dict[str, type] = {
+    "latency": Latency,
+    "probe": Probe,
+    "parity": Parity,
+    "teacher": TeacherSpeed,
+    "nos": Nos,
+    "cache": Cache,
+}
 Measure: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in MEASURES.items()))
 
 

@@ -1,26 +1,34 @@
-"""The registry of teachers and `load_teacher`.
+"""The registry of Wan teachers and `load_teacher`, the one door to every teacher.
 
 vega-edge list teachers
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from teacher.features import Teacher, TeacherConfig
-from teacher.loading import load_prompt, load_wan
-from teacher.simulator import TEXT_ROWS
+from teacher.build import Build
+from teacher.devices import Devices, parse_devices
+from teacher.features import FeatureTeacher
+from teacher.hub import is_hub_id
 from vega_artifact import UserError, unknown_name
 
-PROMPT_FILES = ("empty_prompt.safetensors", "wan_t2v_null_prompt.pt", "empty_prompt.pt")
-SAMPLE = 1 << 20
+T2V_1B = {"kind": "t2v", "experts": 1, "num_layers": 30, "num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
+T2V_14B = {
+    "kind": "t2v",
+    "experts": 1,
+    "num_layers": 40,
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "ffn_dim": 13824,
+}
+VACE_1B = T2V_1B | {"kind": "vace", "vace_layers": list(range(0, 30, 2))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +39,15 @@ class Backbone:
         source: a hub id, or for embedded ones the transformer's folder in the bundle.
         embedded: shipped in this repository.
         supervision: what the weights were trained on; shown wherever the teacher is used.
+        architecture: what the checkpoint must be (diffusers' config names, `kind` and `experts`); a difference is an error.
+        defaults: configuration fields that differ from the usual ones.
     """
 
     source: str
     supervision: str
     embedded: bool = False
-    defaults: tuple[tuple[str, Any], ...] = ()
+    architecture: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -49,8 +60,36 @@ BACKBONES: dict[str, Backbone] = {
         supervision="flow matching plus DIRECT depth and position supervision: "
         "an auxiliary stand-in, no evidence that generation knows 3D",
     ),
-    "wan2.1-t2v-1.3b": Backbone(source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", supervision="Wan2.1 text-to-video pre-training"),
+    "wan2.1-t2v-1.3b": Backbone(
+        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", supervision="Wan2.1 text-to-video pre-training", architecture=T2V_1B
+    ),
+    "wan2.1-t2v-14b": Backbone(
+        source="Wan-AI/Wan2.1-T2V-14B-Diffusers", supervision="Wan2.1 text-to-video pre-training", architecture=T2V_14B
+    ),
+    "wan2.1-vace-1.3b": Backbone(
+        source="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        supervision="Wan2.1 video creation and editing on top of text-to-video",
+        architecture=VACE_1B,
+    ),
+    "wan2.1-vace-1.3b-padded": Backbone(
+        source="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        supervision="Wan2.1 video creation and editing, read at padding positions as in VEGA-3D's code",
+        architecture=VACE_1B,
+        defaults={"readout": "padded", "crop": "reference"},
+    ),
+    "wan2.2-t2v-a14b": Backbone(
+        source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        supervision="Wan2.2 text-to-video pre-training; one of two experts, by noise level",
+        architecture=T2V_14B | {"experts": 2},
+    ),
 }
+
+
+def teacher_names() -> list[str]:
+    """All names `load_teacher` knows: Wan teachers and rivals."""
+    from teacher.rivals import RIVALS
+
+    return sorted({*BACKBONES, *RIVALS})
 
 
 def load_teacher(
@@ -58,99 +97,86 @@ def load_teacher(
     *,
     blocks: tuple[int, ...] | None = None,
     sigma: float | None = None,
-    mode: str = "frame",
-    crop: str = "aligned",
+    mode: str | None = None,
+    crop: str | None = None,
     size: tuple[int, int] | None = None,
     grid: tuple[int, int] | Literal["default"] | None = "default",
-    prompt_embeds: Tensor | Path | None = None,
+    prompt_embeds: Tensor | Path | str | None = None,
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | Sequence[str | torch.device] = "cpu",
     seed: int = 0,
     draws: int | None = None,
     random_weights: int | None = None,
-) -> Teacher:
-    """Load a teacher by registry name or from a folder of weights.
+    memory: float | None = None,
+    compile: bool = False,
+) -> FeatureTeacher:
+    """Load a teacher by name, from a folder of weights, or by hub id.
 
     Args:
-        name: a name from `BACKBONES`, or the path of a diffusers or native Wan folder.
-        blocks, sigma, size, draws, grid: None / "default" takes what the backbone is used with
-            (Wan: block 20, 0.3, 480x832, one draw, 14x14).
-        prompt_embeds: encoding of the empty prompt (rows, text_dim) or a file holding it; needed where the folder has none.
+        name: a name from `teacher_names()`; the path of a diffusers or native Wan folder; NAME=FOLDER for a folder that must
+            hold that variant (and for a rival's weights); or a hub id (OWNER/REPOSITORY). Names and hub ids are looked up in
+            the local hub cache and downloaded only where that lacks something; folders never lead to the network.
+        blocks, sigma, mode, crop, size, draws, grid: None / "default" takes what the teacher is used with
+            (Wan: block 20, 0.3, frame, aligned, 480x832, one draw, 14x14).
+        prompt_embeds: encoding of the empty prompt (rows, text_dim) or a file holding it; see `teacher.prompt` for where it
+            is looked for, or made, without this.
+        device: "cpu", "cuda", "cuda:1", or several ("cuda:0,cuda:1") over which the blocks are spread.
         random_weights: replace the transformer's weights by fresh ones of this seed: the control for "any network would do".
+        memory, compile: budget for activations in GiB and torch.compile, for Wan teachers; see `teacher.features.Teacher`.
     Raises:
-        UserError: unknown name, unreadable or foreign weights, a missing prompt encoding, or settings out of range.
+        UserError: unknown name, unreadable, foreign or unsupported weights, a missing prompt encoding, or settings out of
+            range.
     """
-    known = BACKBONES.get(str(name))
-    if known is None and not Path(name).is_dir():
-        raise unknown_name("teacher (or folder of weights)", str(name), BACKBONES)
-    if known is not None and known.embedded:
-        transformer, vae, embedded, weights = _embedded(known)
-        prompt, settings = torch.zeros(1, transformer.config.text_dim), embedded
-    else:
-        folder = Path(name) if known is None else _download(known.source)
-        transformer, vae = load_wan(folder, dtype)
-        prompt, settings, weights = _prompt(folder, prompt_embeds, transformer), {}, weights_identity(folder)
-    if random_weights is not None:
-        transformer, weights = _randomised(transformer, random_weights), f"random-{random_weights}"
-    config = TeacherConfig(name=str(name), weights=weights, mode=mode, crop=crop, dtype=str(dtype).split(".")[-1], seed=seed)
-    chosen = {"blocks": blocks, "sigma": sigma, "size": size, "draws": draws}
-    config = replace(config, **(settings | {key: value for key, value in chosen.items() if value is not None}))
+    label, folder = _parse(str(name))
+    devices = parse_devices(device)
+    chosen: dict[str, Any] = {"blocks": blocks, "sigma": sigma, "mode": mode, "crop": crop, "size": size, "draws": draws}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
     if grid != "default":
-        config = replace(config, grid=grid)
-    if transformer.dtype != dtype:
-        transformer = transformer.to(dtype)
-    return Teacher(transformer, vae, prompt, config, device)
+        chosen["grid"] = grid
+    options = {"memory": memory, "compile": compile}
+    if label is not None and label not in BACKBONES:
+        return _rival(label, folder, chosen | {"seed": seed, "dtype": dtype}, prompt_embeds, devices, random_weights, options)
+    known = BACKBONES[label] if label else Backbone(source=str(name), supervision="")
+    build = Build(known.source, prompt_embeds, dtype, devices, random_weights, options)
+    settings = chosen | {"seed": seed, "name": str(name), "dtype": str(dtype).split(".")[-1]}
+    if known.embedded:
+        if folder is not None:
+            raise UserError(f"{name}: {label} is shipped with this program and takes no folder")
+        return build.embedded(settings)
+    variants = {key: other.architecture for key, other in BACKBONES.items() if other.architecture}
+    return build.wan(folder, known.defaults | settings, label, variants)
 
 
-def weights_identity(folder: Path) -> str:
-    """Hash of names, sizes and the first and last MiB of every weight file: quick also for tens of GB."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".pth", ".pt")):
-        digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}".encode())
-        with open(path, "rb") as stream:
-            digest.update(stream.read(SAMPLE))
-            stream.seek(max(0, path.stat().st_size - SAMPLE))
-            digest.update(stream.read(SAMPLE))
-    return digest.hexdigest()[:16]
+def _parse(name: str) -> tuple[str | None, Path | None]:
+    """(registry name or None, folder or None); a hub id has neither."""
+    names = teacher_names()
+    label, separator, place = name.partition("=")
+    if separator and label in names:
+        if not Path(place).expanduser().is_dir():
+            raise UserError(f"{place}: no such folder; {label}=FOLDER expects the folder that holds its weights")
+        return label, Path(place).expanduser()
+    if name in names:
+        return name, None
+    if Path(name).expanduser().is_dir():
+        return None, Path(name).expanduser()
+    if is_hub_id(name):
+        return None, None
+    raise unknown_name("teacher (or folder of weights)", name, names)
 
 
-def _embedded(known: Backbone) -> tuple[WanTransformer3DModel, Any, dict[str, Any], str]:
-    from teacher.tiny.bundle import BUNDLE, embedded_settings, load_bundle_wan
+def _rival(
+    label: str,
+    folder: Path | None,
+    chosen: dict[str, Any],
+    prompt_embeds: Tensor | Path | str | None,
+    devices: Devices,
+    random_weights: int | None,
+    options: dict[str, Any],
+) -> FeatureTeacher:
+    from teacher.rivals import load_rival
 
-    transformer, vae = load_bundle_wan(known.source)
-    weights = weights_identity(BUNDLE / known.source) + weights_identity(BUNDLE / "vae")
-    return transformer, vae, embedded_settings(known.source), weights
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["transformer/*", "vae/*"]))
-    except Exception as error:  # offline, missing, gated: the hub's own classes differ by version
+    if prompt_embeds is not None or len(devices.every) > 1 or any(options.values()):
         raise UserError(
-            f"{hub_id}: could not be fetched from the hub ({type(error).__name__}); copy the folder here and give its path"
-        ) from error
-
-
-def _prompt(folder: Path, given: Tensor | Path | None, transformer: WanTransformer3DModel) -> Tensor:
-    if given is None:
-        found = [folder / name for name in PROMPT_FILES if (folder / name).exists()]
-        if not found:
-            raise UserError(
-                f"{folder}: no encoding of the empty prompt; put {PROMPT_FILES[0]} (key 'prompt_embeds', umT5 rows up to the "
-                "attention mask's length, so (1, 4096) for the empty prompt) there or pass prompt_embeds"
-            )
-        given = found[0]
-    rows = given if isinstance(given, Tensor) else load_prompt(given)
-    if rows.ndim != 2 or rows.shape[1] != transformer.config.text_dim or len(rows) > TEXT_ROWS:
-        raise UserError(
-            f"prompt_embeds: (rows <= {TEXT_ROWS}, {transformer.config.text_dim}) expected, found {tuple(rows.shape)}"
+            f"{label}: prompt_embeds, memory, compile and several devices are for Wan teachers only; leave them out"
         )
-    return rows
-
-
-def _randomised(transformer: WanTransformer3DModel, seed: int) -> WanTransformer3DModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return WanTransformer3DModel.from_config(transformer.config)
+    return load_rival(label, folder, device=devices.first, random_weights=random_weights, **chosen)

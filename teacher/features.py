@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from teacher.chunks import frames_per_chunk
 from teacher.framing import as_unit_images, frame_images
 from teacher.latents import LatentEncoder
 from teacher.simulator import TEXT_ROWS, WanSimulator, seeded_noise
@@ -69,13 +72,55 @@ class Features:
     frame_index: np.ndarray
 
 
+class FeatureTeacher(Protocol):
+    """What the rest of the chain asks of a teacher, Wan or rival: frames in, feature maps out, and a name for both.
+
+    Attributes:
+        config: frozen dataclass whose `vars()` are JSON: name, weights, blocks, mode, sigma, size, grid, dtype, seed, draws.
+        fingerprint: changes with anything that changes a feature.
+        sigma: noise level really used, after snapping to the model's schedule; 0 where nothing is noised.
+        wanted: indices delivered by `features`, sorted, never negative.
+        channels: C of every map.
+    """
+
+    config: Any
+    device: torch.device
+    channels: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def sigma(self) -> float: ...
+
+    @property
+    def wanted(self) -> list[int]: ...
+
+    def features(
+        self,
+        frames: np.ndarray | Tensor,
+        noise: Tensor | None = None,
+        scene_id: str = "",
+        frame_ids: Sequence[int] | None = None,
+        seed: int | None = None,
+    ) -> Features:
+        """Features of one clip: frames (T, H, W, 3) uint8 or (T, 3, H, W) float in [0, 1]; noise keyed by scene and frame."""
+        ...
+
+    def frame_index(self, frames: int) -> np.ndarray:
+        """(T',) index of the source frame each map stands for, for a clip of `frames` frames."""
+        ...
+
+
 class Teacher:
     """A frozen video diffusion model tapped in mid-denoising.
 
     Args:
         transformer, vae: diffusers models; the transformer is cut after the last wanted block.
         prompt_embeds: (rows, text_dim) encoding of the empty prompt.
-        batch: frames run through the DiT together; memory, never values, depends on it.
+        batch: most frames run through the DiT together; fewer where memory is short. Speed, never values, depends on it.
+        memory: GiB the activations may take; None: half of what is free on the device.
+        compile: use torch.compile: slow to start, and equal to rounding. Worth it on a GPU and for many frames.
     """
 
     def __init__(
@@ -86,6 +131,8 @@ class Teacher:
         config: TeacherConfig,
         device: str | torch.device = "cpu",
         batch: int = 32,
+        memory: float | None = None,
+        compile: bool = False,
     ) -> None:
         if config.mode not in MODES:
             raise UserError(f"mode {config.mode!r}: one of {', '.join(MODES)} expected")
@@ -94,15 +141,11 @@ class Teacher:
             raise UserError(f"blocks {config.blocks}: indices in 0..{layers - 1} (or negative from the end) expected")
         if not 0 <= config.sigma <= 1:
             raise UserError(f"sigma {config.sigma}: a noise level in [0, 1] expected (the paper's k=300 is sigma 0.3)")
-        self.config, self.batch, self.device = config, batch, torch.device(device)
-        self.latents = LatentEncoder(vae).to(self.device)
+        self.config, self.batch, self.memory, self.device = config, batch, memory, torch.device(device)
+        dtype = transformer.patch_embedding.weight.dtype
+        self.latents = LatentEncoder(vae, dtype=dtype, memory=memory, compile=compile).to(self.device)
         self.simulator = WanSimulator(
-            transformer.to(self.device),
-            config.blocks,
-            prompt_embeds.to(self.device),
-            config.sigma,
-            config.shift,
-            config.text_rows,
+            transformer, config.blocks, prompt_embeds, config.sigma, config.shift, config.text_rows, compile
         ).to(self.device)
         self.multiple = self.latents.stride * transformer.config.patch_size[1]
         self.channels = transformer.config.num_attention_heads * transformer.config.attention_head_dim
@@ -111,6 +154,16 @@ class Teacher:
     def fingerprint(self) -> str:
         """Changes with anything that changes a feature; the name the weights were found under does not count."""
         return fingerprint({key: value for key, value in vars(self.config).items() if key != "name"})
+
+    @property
+    def sigma(self) -> float:
+        """Noise level really used, after snapping to the schedule."""
+        return self.simulator.sigma
+
+    @property
+    def wanted(self) -> list[int]:
+        """Blocks delivered by `features`, sorted, counted from the front."""
+        return self.simulator.wanted
 
     def noise(
         self, shape: Sequence[int], scene_id: str, frame_ids: Sequence[int], draw: int, seed: int | None = None
@@ -139,7 +192,8 @@ class Teacher:
         Raises:
             UserError: bad frames, or noise of another shape than the latents.
         """
-        images = frame_images(as_unit_images(frames), self.config.crop, self.config.size, self.multiple).to(self.device)
+        raw = as_unit_images(torch.as_tensor(frames).to(self.device))  # 8-bit over the bus, resized where it is fast
+        images = frame_images(raw, self.config.crop, self.config.size, self.multiple)
         frame_ids = list(range(len(images))) if frame_ids is None else list(frame_ids)
         latents = self.latents.frames(images) if self.config.mode == "frame" else self.latents.clip(images)
         draws = self.config.draws if noise is None else 1
@@ -148,18 +202,24 @@ class Teacher:
             drawn = self.noise(latents.shape, scene_id, frame_ids, draw, seed) if noise is None else noise
             if drawn.shape != latents.shape:
                 raise UserError(f"noise: shape {tuple(latents.shape)} expected like the latents, found {tuple(drawn.shape)}")
-            for block, value in self._blocks(latents, drawn.to(self.device)).items():
+            for block, value in self.maps(latents, drawn.to(self.device)).items():
                 total[block] = total.get(block, 0) + value / draws
         return Features(
-            {b: self._pool(v).cpu() for b, v in total.items()},
+            {block: value.cpu() for block, value in total.items()},
             self.simulator.sigma,
             self.simulator.timestep,
             self.frame_index(len(images)),
         )
 
-    def _blocks(self, latents: Tensor, noise: Tensor) -> dict[int, Tensor]:
+    def maps(self, latents: Tensor, noise: Tensor) -> dict[int, Tensor]:
+        """Pooled float32 maps (B * T', C, gh, gw) of every wanted block, from clean latents and noise (B, 16, T', h, w).
+
+        One chunk of videos at a time, as many as the memory budget allows.
+        """
         noisy = self.simulator.add_noise(latents, noise)
-        parts = [self.simulator(chunk) for chunk in noisy.split(self.batch)]
+        tokens = noisy[0, 0].numel() // math.prod(self.simulator.config.patch_size)
+        chunk = frames_per_chunk(self.simulator.frame_bytes(tokens), self.device, self.memory, self.batch)
+        parts = [{block: self._pool(value) for block, value in self.simulator(part).items()} for part in noisy.split(chunk)]
         return {block: torch.cat([part[block] for part in parts]) for block in parts[0]}
 
     def _pool(self, tokens: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Connector(nn.Module):
     """Token maps (T, C, gh, gw) -> visual embeddings (T * gh/2 * gw/2, hidden).
 
     2x2 neighbours are concatenated before a linear layer (as Qwen2.5-VL's merger does), then learned cell embeddings
-    are added, because the language model's own positions are one-dimensional.
+    are added, because the language model's own positions are one-dimensional. They start as a row's plus a column's.
     """
 
     def __init__(self, channels: int, hidden: int, grid: tuple[int, int]) -> None:
@@ -34,7 +34,8 @@ class Connector(nn.Module):
         self.merge = nn.PixelUnshuffle(2)
         self.norm = nn.LayerNorm(4 * channels)
         self.project = nn.Linear(4 * channels, hidden)
-        self.cell = nn.Parameter(torch.randn(1, grid[0] * grid[1] // 4, hidden) * 0.02)
+        row, column = torch.randn(grid[0] // 2, 1, hidden), torch.randn(1, grid[1] // 2, hidden)
+        self.cell = nn.Parameter(0.3 * (row + column).flatten(0, 1)[None])
 
     def forward(self, tokens: Tensor) -> Tensor:
         if tuple(tokens.shape[1:]) != self.shape:
@@ -65,8 +66,10 @@ class Reader(nn.Module):
         start = embed(torch.tensor([self.tokenizer.bos_token_id]))
         if self.connector is None or tokens is None:
             return start
-        # a token carries the word for its view's number, so that "view 3" finds it as "chair" finds a chair
+        # a token carries the word for its view's number, so that "view 3" finds it as "chair" finds a chair; at unit scale,
+        # because an untrained word is so much smaller than a visual embedding that nothing would find it
         views = torch.stack([embed(torch.tensor(self._encode(str(view + 1)))).mean(0) for view in range(len(tokens))])
+        views = nn.functional.rms_norm(views, views.shape[-1:])
         visual = self.connector(tokens)
         return torch.cat([start, visual + views.repeat_interleave(len(visual) // len(tokens), dim=0)])
 

@@ -37,7 +37,10 @@ def rerun(path: Path | str, count: int, seed: int = 0) -> list[str]:
     """
     cache = FeatureCache(path)
     config: dict[str, Any] = cache.manifest["config"]
-    pipeline = load_pipeline(config["teacher"]["name"], **teacher_options(config["teacher"]))
+    options = teacher_options(config["teacher"])
+    if config.get("prompt"):
+        options["prompt_embeds"] = Path(config["prompt"])
+    pipeline = load_pipeline(config.get("asked_for", config["teacher"]["name"]), **options)
     if pipeline.fingerprint != cache.manifest["parents"]["teacher"]:
         raise UserError(
             f"{path}: made by teacher {cache.manifest['parents']['teacher']}, but {config['teacher']['name']!r} is now "
@@ -50,13 +53,15 @@ def rerun(path: Path | str, count: int, seed: int = 0) -> list[str]:
     names = [cache.scene_ids[index] for index in sorted(chosen)]
     for name in names:
         clip = source[source.scene_ids.index(name)]
-        compare(path, name, cache[name], clip_record(pipeline, clip, config["seed"], config["store_frames"]))
+        found = clip_record(pipeline, clip, config["seed"], config["store_frames"])
+        found = {stream: cache.storage.roundtrip(stream, array) for stream, array in found.items()}
+        compare(path, name, cache[name], found)
     return names
 
 
 def teacher_options(config: dict[str, Any]) -> dict[str, Any]:
     """The options of `load_teacher` that give the teacher of a manifest again."""
-    options: dict[str, Any] = {name: config[name] for name in SETTINGS}
+    options: dict[str, Any] = {name: config[name] for name in SETTINGS if name in config}  # a rival has no crop
     options |= {name: tuple(config[name]) for name in ("blocks", "size")}
     options["grid"] = None if config["grid"] is None else tuple(config["grid"])
     options["dtype"] = getattr(torch, config["dtype"])

@@ -1,14 +1,15 @@
 """The latent world simulator: noised latents through the video DiT up to the wanted block.
 
 What differs from a plain forward is only what never changes a value: it stops after the last wanted block, computes time
-modulation and text keys/values once, and replaces the zero-padded text rows by one row with logit bias ln(count)
-(Wan pads to 512 rows without a mask, so those rows are identical). Source: VEGA-3D, arXiv 2603.19235, section 3.
+modulation and text keys/values once (`teacher.frozen_block`), and replaces the zero-padded text rows by one row with logit bias
+ln(count) (Wan pads to 512 rows without a mask, so those rows are identical). Source: VEGA-3D, arXiv 2603.19235, section 3.
 
     python -c "from teacher.simulator import snap_sigma; print(snap_sigma(0.3))"
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from teacher.frozen_block import FrozenBlock
+from vega_artifact import UserError
 
 TEXT_ROWS = 512  # text length Wan was trained with
 TRAIN_STEPS = 1000
@@ -55,28 +58,18 @@ def seeded_noise(shape: Sequence[int], scene_id: str, frame_id: int, draw: int =
     return torch.randn(tuple(shape), generator=generator)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on interleaved pairs: x (B, L, heads, d), cos and sin (1, L, 1, d)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
-
-
-def attend(attention: WanAttention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot product attention on (B, L, heads, d) and the output projection -> (B, L, C)."""
-    mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias)
-    return attention.to_out[0](mixed.transpose(1, 2).flatten(2))
-
-
 class WanSimulator(nn.Module):
     """Truncated, constant-folded forward of a diffusers Wan transformer at one sigma.
 
+    The transformer itself is left as it is and shares its weights; what is not needed of it is not kept here.
+
     Args:
-        transformer: `WanTransformer3DModel`; blocks after the last wanted one are released.
+        transformer: `WanTransformer3DModel` in float32 or bfloat16; the residual stream is float32 either way.
         blocks: zero-based indices whose output residual stream is wanted; negative counts from the end.
         prompt_embeds: (rows, text_dim) real rows of the text encoding (empty prompt: one row).
-        sigma: noise level in (0, 1); snapped to the schedule as the reference does.
+        sigma: noise level in [0, 1]; snapped to the schedule as the reference does.
         text_rows: rows the prompt is zero-padded to; 1 for models trained without padding.
+        compile: let torch.compile fuse what stands between the matrix products; the blocks share one compilation.
     """
 
     def __init__(
@@ -87,39 +80,56 @@ class WanSimulator(nn.Module):
         sigma: float = 0.3,
         shift: float = 5.0,
         text_rows: int = TEXT_ROWS,
+        compile: bool = False,
     ) -> None:
         super().__init__()
-        self.wanted = sorted({index % transformer.config.num_layers for index in blocks})
-        self.transformer = transformer.eval().requires_grad_(False)
-        self.transformer.blocks = transformer.blocks[: self.wanted[-1] + 1]
+        self.config = config = transformer.config
+        self.wanted = sorted({index % config.num_layers for index in blocks})
         self.timestep, self.sigma = snap_sigma(sigma, shift)
-        self._constants(prompt_embeds, text_rows)
+        transformer.eval().requires_grad_(False)
+        self.patch_embedding = transformer.patch_embedding
+        # built anew: a cast of the whole model would have rounded its angles to bfloat16
+        self.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+        self.rope.to(self.patch_embedding.weight.device)
+        time, modulation, context, bias = self._constants(transformer, prompt_embeds, text_rows)
+        kept = transformer.blocks[: self.wanted[-1] + 1]
+        self.blocks = nn.ModuleList(FrozenBlock(block, modulation, context, bias) for block in kept)
+        if len(kept) == config.num_layers:
+            self.proj_out = transformer.proj_out
+            self.register_buffer("head", transformer.scale_shift_table.float() + time[:, None], persistent=False)
+        if compile:
+            for block in self.blocks:
+                block.compile()
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.patch_embedding.weight.dtype
+        return self.patch_embedding.weight.dtype
 
     @torch.no_grad()
-    def _constants(self, prompt_embeds: Tensor, text_rows: int) -> None:
-        """Time modulation and text keys/values: the same for every frame and scene."""
-        embedder, weight = self.transformer.condition_embedder, self.transformer.patch_embedding.weight
-        rows = prompt_embeds.to(weight)[:text_rows]
+    def _constants(
+        self, transformer: WanTransformer3DModel, prompt_embeds: Tensor, text_rows: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is the same for every frame and scene, in float32 whatever the weights are held in.
+
+        Returns:
+            Time embedding (1, C), modulation (1, 6, C), text context (1, rows, C) and the logit bias of its rows (rows,).
+        """
+        embedder = copy.deepcopy(transformer.condition_embedder).float()
+        rows = prompt_embeds.to(self.patch_embedding.weight.device, torch.float32)[:text_rows]
         padding = text_rows - len(rows)
         context = torch.cat([rows, rows.new_zeros(min(padding, 1), rows.shape[1])])
-        time = torch.tensor([self.timestep], device=weight.device)
-        _, modulation, context, _ = embedder(time, context[None])
-        modulation = modulation.unflatten(1, (6, -1)).float()
-        bias = torch.zeros(1, 1, 1, context.shape[1], device=weight.device)
+        bias = rows.new_zeros(len(context))
         if padding > 1:
-            bias[..., -1] = math.log(padding)
-        self.register_buffer("text_bias", bias.to(weight.dtype), persistent=False)
-        for index, block in enumerate(self.transformer.blocks):
-            attention = block.attn2
-            key = attention.norm_k(attention.to_k(context)).unflatten(2, (attention.heads, -1))
-            value = attention.to_v(context).unflatten(2, (attention.heads, -1))
-            self.register_buffer(f"modulation_{index}", block.scale_shift_table.float() + modulation, persistent=False)
-            self.register_buffer(f"text_key_{index}", key, persistent=False)
-            self.register_buffer(f"text_value_{index}", value, persistent=False)
+            bias[-1] = math.log(padding)
+        timestep = torch.tensor([self.timestep], device=rows.device)
+        time, modulation, context, _ = embedder(timestep, context[None])
+        return time, modulation.unflatten(1, (6, -1)), context, bias
+
+    def frame_bytes(self, tokens: int) -> int:
+        """Activation bytes of one video of `tokens` tokens: the wider of attention and FFN, and the wanted blocks' outputs."""
+        width = self.config.num_attention_heads * self.config.attention_head_dim
+        inner = 2 * self.config.ffn_dim * self.patch_embedding.weight.element_size()
+        return tokens * (4 * width * (6 + len(self.wanted)) + max(inner, 4 * width * 6))
 
     def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
         """x_t = (1 - sigma) x_0 + sigma eps, in float32."""
@@ -132,34 +142,29 @@ class WanSimulator(nn.Module):
         Returns:
             block index -> (B, T', gh, gw, C) float32 residual stream, before any norm.
         """
-        model = self.transformer
-        rotary = model.rope(noisy)
-        hidden = model.patch_embedding(noisy.to(self.dtype))
+        cos, sin = self.rope(noisy)
+        rotary = cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous()
+        hidden = self.patch_embedding(noisy.to(self.dtype))
         grid = hidden.shape[2:]
-        hidden = hidden.flatten(2).transpose(1, 2).contiguous()
+        hidden = hidden.flatten(2).transpose(1, 2).float().contiguous()
         found: dict[int, Tensor] = {}
-        for index, block in enumerate(model.blocks):
-            hidden = self._block(index, block, hidden, rotary)
+        for index, block in enumerate(self.blocks):
+            hidden = block(hidden, *rotary)
             if index in self.wanted:
-                found[index] = hidden.float().unflatten(1, grid)
+                found[index] = hidden.unflatten(1, grid)
         return found
 
-    def _block(self, index: int, block: WanTransformerBlock, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """One transformer block with modulation and text keys/values taken from the constants."""
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = getattr(self, f"modulation_{index}").chunk(6, dim=1)
-        batch, attention = len(hidden), block.attn1
-        x = (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        query = rotate(attention.norm_q(attention.to_q(x)).unflatten(2, (attention.heads, -1)), *rotary)
-        key = rotate(attention.norm_k(attention.to_k(x)).unflatten(2, (attention.heads, -1)), *rotary)
-        value = attention.to_v(x).unflatten(2, (attention.heads, -1))
-        hidden = (hidden.float() + attend(attention, query, key, value) * gate).type_as(hidden)
+    @torch.no_grad()
+    def velocity(self, noisy: Tensor) -> Tensor:
+        """The model's own output, noise minus clean latents: (B, 16, T', h, w) -> the same shape, float32.
 
-        attention = block.attn2
-        x = block.norm2(hidden.float()).type_as(hidden)
-        query = attention.norm_q(attention.to_q(x)).unflatten(2, (attention.heads, -1))
-        key = getattr(self, f"text_key_{index}").expand(batch, -1, -1, -1)
-        value = getattr(self, f"text_value_{index}").expand(batch, -1, -1, -1)
-        hidden = hidden + attend(attention, query, key, value, self.text_bias)
-
-        x = (block.norm3(hidden.float()) * (1 + ffn_scale) + ffn_shift).type_as(hidden)
-        return (hidden.float() + block.ffn(x).float() * ffn_gate).type_as(hidden)
+        Raises:
+            UserError: the last block is not among the wanted ones, so the depth was cut.
+        """
+        if not hasattr(self, "head"):
+            raise UserError(f"velocity: needs the full depth, so ask for block {self.config.num_layers - 1} too")
+        hidden = self(noisy)[self.wanted[-1]].to(self.head.device)
+        shift, scale = self.head.chunk(2, dim=1)
+        normed = nn.functional.layer_norm(hidden, hidden.shape[-1:], 1 + scale[0, 0], shift[0, 0], self.config.eps)
+        patches = self.proj_out(normed.to(self.dtype)).float().unflatten(-1, (*self.config.patch_size, -1))
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -126,7 +126,7 @@ def load_pipeline(name: str, **options: object) -> Pipeline:
     from teacher.backbones import BACKBONES, load_teacher
 
     teacher = load_teacher(name, **options)  # type: ignore[arg-type]
-    block = max(teacher.simulator.wanted)
+    block = max(teacher.wanted)
     if name in BACKBONES and BACKBONES[name].embedded:
         from teacher.tiny.bundle import load_mixer, load_semantic_tower
 

@@ -222,7 +222,15 @@ class TestEndings:
 class TestLists:
     @pytest.mark.parametrize(
         ("what", "member"),
-        [("teachers", "tiny"), ("students", "vit_micro"), ("recipes", "demo"), ("scenes", "procedural"), ("tasks", "vsibench")],
+        [
+            ("teachers", "tiny"),
+            ("teachers", "wan2.1-t2v-14b"),
+            ("teachers", "dinov3-l"),
+            ("students", "vit_micro"),
+            ("recipes", "demo"),
+            ("scenes", "procedural"),
+            ("tasks", "vsibench"),
+        ],
     )
     def test_holds(self, what: str, member: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert vega_edge.main(["list", what]) == 0

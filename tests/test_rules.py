@@ -211,7 +211,12 @@ class TestWheel:
         assert tops == {*ROOMS, *(f"{module}.py" for module in MODULES)}
 
     def test_holds_every_source_and_the_package_data(self, wheel: zipfile.ZipFile) -> None:
-        data = [path for place in ("teacher/bundle", "bench/templates") for path in (ROOT / place).rglob("*") if path.is_file()]
+        data = [
+            path
+            for place in ("teacher/bundle", "bench/templates", "bench/data")
+            for path in (ROOT / place).rglob("*")
+            if path.is_file()
+        ]
         assert data
         missing = {label(path) for path in [*CODE, *data] if "__pycache__" not in path.parts} - set(wheel.namelist())
         assert not missing

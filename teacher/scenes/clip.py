@@ -58,6 +58,7 @@ class PosedClip:
         instances: int16 (T, H, W), 0 = structure or unknown, else `SceneObject.id`.
         objects: every object of the scene, also those no frame shows.
         room_size: extents x, y and height in metres.
+        dropped: frames the source left out, one "name: reason" each; never silently, the feature cache lists them.
 
     Raises:
         UserError: shapes that do not agree, NaN or infinite numbers, depth without intrinsics.
@@ -72,6 +73,7 @@ class PosedClip:
     instances: np.ndarray | None = None
     objects: tuple[SceneObject, ...] = ()
     room_size: tuple[float, float, float] | None = None
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rgb.ndim != 4 or self.rgb.shape[-1] != 3 or self.rgb.dtype != np.uint8 or self.rgb.size == 0:

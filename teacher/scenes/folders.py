@@ -7,7 +7,8 @@
     PATH/SCENE/depth_intrinsic.txt  depth camera; without it the colour camera scaled to the depth image
 
 A scene source beside the procedural rooms. Depth is looked up on the colour grid (nearest), assuming as ScanNet does that
-both cameras share one pose. Frames whose pose is infinite or NaN (ScanNet has them) are dropped and counted in the log.
+both cameras share one pose. Frames whose pose is infinite or NaN (ScanNet has them) are dropped, counted in the log and listed
+in the clip; frames with a damaged file are an error, or with `on_bad_frame=skip` dropped likewise.
 
     python -c "from teacher.scenes import open_scenes; print(open_scenes('scannet:/data/posed_images?frames=32').scene_ids)"
 """
@@ -15,30 +16,39 @@ both cameras share one pose. Frames whose pose is infinite or NaN (ScanNet has t
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vega_artifact import UserError
+from vega_artifact import UserError, unknown_name
 
 from .clip import PosedClip, pixel_rays, resize_image
 
 log = logging.getLogger(__name__)
 MILLIMETRES = 1000.0
+POLICIES = ("error", "skip")
 
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """frames: how many, spread evenly (0 = all); height: pixels, the width keeps the aspect (0 = as stored)."""
+    """frames: how many, spread evenly (0 = all); height: pixels, the width keeps the aspect (0 = as stored).
+
+    on_bad_frame: what to do about a frame that was chosen and cannot be read: "error", or "skip" it and list it in the clip.
+    """
 
     frames: int = 32
     height: int = 0
+    on_bad_frame: str = "error"
 
     def __post_init__(self) -> None:
         if self.frames < 0 or self.height < 0:
             raise UserError("posed folders: frames and height must not be negative (0 = all, as stored)")
+        if self.on_bad_frame not in POLICIES:
+            raise unknown_name("on_bad_frame", self.on_bad_frame, POLICIES)
 
 
 def find_scenes(path: Path) -> list[Path]:
@@ -98,17 +108,34 @@ def read_depth(path: Path) -> np.ndarray:
     return (millimetres / MILLIMETRES).astype(np.float32)
 
 
-def valid_frames(folder: Path) -> tuple[list[tuple[Path, np.ndarray]], int]:
-    """Colour files with their 4x4 poses, by frame number, and how many frames were dropped for an infinite pose."""
+def valid_frames(folder: Path, dropped: list[str], skip: bool) -> list[tuple[Path, np.ndarray]]:
+    """Colour files with their 4x4 poses, by frame number; frames left out for their pose are added to `dropped`."""
     frames = [path for path in sorted(folder.glob("*.jpg")) if path.stem.isdigit()]
-    posed = [(path, read_matrix(path.with_suffix(".txt"), (4,))) for path in frames]
-    kept = [(path, pose) for path, pose in posed if np.isfinite(pose).all()]
-    dropped = len(posed) - len(kept)
+    kept = []
+    for path in frames:
+        with bad_frame(path, dropped, skip):
+            pose = read_matrix(path.with_suffix(".txt"), (4,))
+            if np.isfinite(pose).all():
+                kept.append((path, pose))
+            else:
+                dropped.append(f"{path.name}: its pose is infinite")
     if not kept:
-        raise UserError(f"{folder}: none of its {len(posed)} frames has a finite pose; export the scene again")
+        raise UserError(f"{folder}: none of its {len(frames)} frames has a finite pose; export the scene again")
     if dropped:
-        log.warning("%s: %d of %d frames dropped, their pose is infinite", folder.name, dropped, len(posed))
-    return kept, dropped
+        log.warning("%s: %d of %d frames dropped, their pose is infinite or unreadable", folder.name, len(dropped), len(frames))
+    return kept
+
+
+@contextmanager
+def bad_frame(path: Path, dropped: list[str], skip: bool) -> Iterator[None]:
+    """A block that reads one frame: a UserError in it is passed on, or with `skip` noted as the reason to drop the frame."""
+    try:
+        yield
+    except UserError as error:
+        if not skip:
+            raise
+        log.warning("frame dropped: %s", error)
+        dropped.append(f"{path.name}: {str(error).removeprefix(f'{path}: ').replace(f'{path.parent}/', '')}")
 
 
 def spread(total: int, wanted: int) -> np.ndarray:
@@ -132,18 +159,48 @@ def _depth_camera(folder: Path, colour: np.ndarray, colour_size: tuple[int, int]
     return np.diag([depth_size[1] / colour_size[1], depth_size[0] / colour_size[0], 1.0]) @ colour
 
 
-def _read_depths(
-    folder: Path, paths: list[Path], colour: np.ndarray, stored: tuple[int, int], rays: np.ndarray
-) -> np.ndarray | None:
-    """Depth of all frames on the colour grid, float32 (T, H, W); None when the folder has no depth at all."""
-    if not any(folder.glob("*.png")):
-        return None
-    depths = []
-    for path in paths:
+@dataclass
+class _Frame:
+    """What the files of one frame hold, at the size that is wanted: rgb uint8 (H, W, 3), depth float32 (H, W) or None."""
+
+    path: Path
+    pose: np.ndarray
+    rgb: np.ndarray
+    depth: np.ndarray | None
+
+
+class _Reader:
+    """Reads the frames of one folder; the first one that can be read says how large all of them are stored."""
+
+    def __init__(self, folder: Path, config: FolderConfig) -> None:
+        self.folder, self.config = folder, config
+        self.colour = read_matrix(folder / "intrinsic.txt", (3, 4))[:3, :3]
+        self.has_depth = any(folder.glob("*.png"))
+        self.first: Path | None = None
+
+    def read(self, path: Path, pose: np.ndarray) -> _Frame:
+        image = read_image(path)
+        if self.first is None:
+            self._settle(path, image)
+        if image.shape[:2] != self.stored:
+            raise UserError(
+                f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {self.first.name} has {self.stored[1]}x{self.stored[0]}"  # type: ignore[union-attr]
+            )
+        depth = self._depth(path) if self.has_depth else None
+        return _Frame(path, pose, image if self.size == self.stored else resize_image(image, *self.size), depth)
+
+    def _settle(self, path: Path, image: np.ndarray) -> None:
+        self.first, self.stored = path, (image.shape[0], image.shape[1])
+        height = self.config.height or self.stored[0]
+        self.size = (height, max(1, round(self.stored[1] * height / self.stored[0])))
+        scale = np.diag([self.size[1] / self.stored[1], self.size[0] / self.stored[0], 1.0])
+        self.intrinsics = scale @ self.colour
+        self.rays = pixel_rays(self.intrinsics, *self.size)
+
+    def _depth(self, path: Path) -> np.ndarray:
         depth = read_depth(path.with_suffix(".png"))
-        camera = _depth_camera(folder, colour, stored, (depth.shape[0], depth.shape[1]))
-        depths.append(_depth_on_colour(depth, camera, rays))
-    return np.stack(depths)
+        camera = _depth_camera(self.folder, self.colour, self.stored, (depth.shape[0], depth.shape[1]))
+        return _depth_on_colour(depth, camera, self.rays)
 
 
 def folder_clip(folder: Path, config: FolderConfig) -> PosedClip:
@@ -151,29 +208,24 @@ def folder_clip(folder: Path, config: FolderConfig) -> PosedClip:
 
     Raises:
         UserError: a file is missing or unreadable, sizes differ between frames, or no pose is finite; it names the file.
+            With `on_bad_frame` "skip" only if no frame is left.
     """
-    frames, _ = valid_frames(folder)
-    frames = [frames[index] for index in spread(len(frames), config.frames)]
-    paths = [path for path, _ in frames]
-    colour = read_matrix(folder / "intrinsic.txt", (3, 4))[:3, :3]
-    first = read_image(paths[0])
-    stored = (first.shape[0], first.shape[1])
-    height = config.height or stored[0]
-    width = max(1, round(stored[1] * height / stored[0]))
-    images = []
-    for path in paths:
-        image = read_image(path)
-        if image.shape != first.shape:
-            raise UserError(
-                f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {paths[0].name} has {stored[1]}x{stored[0]}"
-            )
-        images.append(image if (height, width) == stored else resize_image(image, height, width))
-    intrinsics = np.diag([width / stored[1], height / stored[0], 1.0]) @ colour
+    dropped: list[str] = []
+    skip = config.on_bad_frame == "skip"
+    posed = valid_frames(folder, dropped, skip)
+    reader, frames = _Reader(folder, config), []
+    for path, pose in (posed[index] for index in spread(len(posed), config.frames)):
+        with bad_frame(path, dropped, skip):
+            frames.append(reader.read(path, pose))
+    if not frames:
+        raise UserError(f"{folder}: none of its frames can be read ({dropped[-1]}); export the scene again or leave it out")
+    depths = [frame.depth for frame in frames if frame.depth is not None]
     return PosedClip(
         scene_id=folder.name,
-        rgb=np.stack(images),
-        depth=_read_depths(folder, paths, colour, stored, pixel_rays(intrinsics, height, width)),
-        intrinsics=intrinsics,
-        camera_to_world=np.stack([pose for _, pose in frames]),
-        frame_ids=np.array([int(path.stem) for path in paths], np.int64),
+        rgb=np.stack([frame.rgb for frame in frames]),
+        depth=np.stack(depths) if depths else None,
+        intrinsics=reader.intrinsics,
+        camera_to_world=np.stack([frame.pose for frame in frames]),
+        frame_ids=np.array([int(frame.path.stem) for frame in frames], np.int64),
+        dropped=tuple(dropped),
     )

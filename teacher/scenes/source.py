@@ -88,7 +88,7 @@ def _open_procedural(scheme: str, rest: str, query: str) -> SceneSource:
 
 
 def _open_folder(scheme: str, rest: str, query: str) -> SceneSource:
-    """folder:PATH?frames=32&height=0 -- posed RGB-D folders (also scannet:PATH): NNNNN.jpg, .png, .txt, intrinsic.txt"""
+    """folder:PATH?frames=32&height=0&on_bad_frame=error -- posed RGB-D folders (also scannet:PATH), see `folders.py`"""
     config = FolderConfig(**parse_options(FolderConfig, query, f"{scheme}:{rest}?{query}"))
     path = Path(rest).expanduser().resolve()
     scenes = find_scenes(path)
@@ -105,7 +105,7 @@ def _folder_at(scenes: tuple[Path, ...], config: FolderConfig, index: int) -> Po
 
 
 def _open_video(scheme: str, rest: str, query: str) -> SceneSource:
-    """video:PATH/*.mp4?frames=32&height=0 -- plain video, colours only"""
+    """video:PATH/*.mp4?frames=32&height=0&on_bad_frame=error -- plain video, colours only"""
     config = VideoConfig(**parse_options(VideoConfig, query, f"{scheme}:{rest}?{query}"))
     found = find_videos(rest)
     identity = fingerprint({"files": {name: path.stat().st_size for name, path in found.items()}, "config": config})
@@ -133,7 +133,8 @@ def open_scenes(uri: str) -> SceneSource:
     Args:
         uri: "procedural:SPLIT?count=20&seed=1&frames=8&size=128&span=1.0" with SPLIT train, val or test;
             "folder:PATH" or "scannet:PATH" (posed_images layout); "video:PATH/*.mp4". The last three take
-            `frames` (32; 0 = all) and `height` in pixels (0 = as stored). The first question mark starts the options.
+            `frames` (32; 0 = all), `height` in pixels (0 = as stored) and `on_bad_frame` (error; or skip). The first
+            question mark starts the options.
 
     Raises:
         UserError: an unknown scheme, split or option (the known ones are listed), or nothing readable at the path.

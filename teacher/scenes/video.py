@@ -15,22 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from vega_artifact import UserError
+from vega_artifact import UserError, unknown_name
 
 from .clip import PosedClip, resize_image
-from .folders import spread
+from .folders import POLICIES, spread
 
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """frames: how many, spread evenly over the video (0 = all); height: pixels, the width keeps the aspect (0 = as stored)."""
+    """frames: how many, spread evenly over the video (0 = all); height: pixels, the width keeps the aspect (0 = as stored).
+
+    on_bad_frame: what to do about a wanted frame that does not decode: "error", or "skip" it and list it in the clip.
+    """
 
     frames: int = 32
     height: int = 0
+    on_bad_frame: str = "error"
 
     def __post_init__(self) -> None:
         if self.frames < 0 or self.height < 0:
             raise UserError("videos: frames and height must not be negative (0 = all, as stored)")
+        if self.on_bad_frame not in POLICIES:
+            raise unknown_name("on_bad_frame", self.on_bad_frame, POLICIES)
 
 
 def find_videos(pattern: str) -> dict[str, Path]:
@@ -54,7 +60,8 @@ def video_clip(scene_id: str, path: Path, config: VideoConfig) -> PosedClip:
     """Decode evenly spread frames of one file; `frame_ids` are their numbers in the video.
 
     Raises:
-        UserError: the file cannot be decoded, has no picture, or ends before its own index says.
+        UserError: the file cannot be decoded, has no picture, or a wanted frame is damaged or missing; with `on_bad_frame`
+            "skip" only if no wanted frame is left.
     """
     import av  # brings FFmpeg along: only for those who read video
 
@@ -62,30 +69,50 @@ def video_clip(scene_id: str, path: Path, config: VideoConfig) -> PosedClip:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UserError(f"{path}: holds no video stream")
-            total = sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+            times = sorted(packet.pts or 0 for packet in container.demux(container.streams.video[0]) if packet.size)
+        wanted = spread(len(times), config.frames)
         with av.open(str(path)) as container:
-            wanted = spread(total, config.frames)
-            images = _decode(container, set(wanted.tolist()), config.height)
+            images = _decode(container, times, set(wanted.tolist()), config.height)
     except av.error.FFmpegError as error:
         raise UserError(
             f"{path}: cannot be decoded as video ({error.strerror}); convert it, for example with ffmpeg to H.264"
         ) from None
-    if not images or len(images) < len(wanted):
+    lost = [int(number) for number in wanted if images.get(int(number)) is None]
+    if not images or len(lost) == len(wanted) or (lost and config.on_bad_frame == "error"):
         raise UserError(
-            f"{path}: only {len(images)} of {len(wanted)} wanted frames decode, the file is truncated; copy it again"
+            f"{path}: {len(lost)} of {len(wanted)} wanted frames do not decode (the first is number {(lost or [0])[0]}); "
+            "the file is truncated or damaged, copy it again, or leave such frames out with on_bad_frame=skip"
         )
-    return PosedClip(scene_id, np.stack(images), None, None, None, wanted)
+    kept = np.array([number for number in wanted if int(number) not in lost], np.int64)
+    pictures = np.stack([images[int(number)] for number in kept])
+    dropped = tuple(f"frame {number}: does not decode" for number in lost)
+    return PosedClip(scene_id, pictures, None, None, None, kept, dropped=dropped)
 
 
-def _decode(container: Any, wanted: set[int], height: int) -> list[np.ndarray]:
-    """The wanted frames of the first video stream of an open PyAV container, uint8 (H, W, 3) each."""
-    images: list[np.ndarray] = []
-    for number, frame in enumerate(container.decode(video=0)):
-        if number in wanted:
-            image = frame.to_ndarray(format="rgb24")
-            if height:
-                image = resize_image(image, height, max(1, round(image.shape[1] * height / image.shape[0])))
-            images.append(image)
-            if len(images) == len(wanted):
-                break
+def _decode(container: Any, times: list[int], wanted: set[int], height: int) -> dict[int, np.ndarray]:
+    """Frame number -> uint8 (H, W, 3) for the wanted frames of the first video stream that decode undamaged.
+
+    A frame's number is the rank of its time stamp, so that a lost one does not shift the others; streams without usable
+    stamps are counted.
+    """
+    import av
+
+    stamped = len(set(times)) == len(times)
+    number_at = {time: number for number, time in enumerate(times)}
+    images: dict[int, np.ndarray] = {}
+    count = 0
+    for packet in container.demux(container.streams.video[0]):
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        for frame in frames:
+            number, count = (number_at.get(frame.pts, -1) if stamped else count), count + 1
+            if number in wanted and not frame.is_corrupt:
+                image = frame.to_ndarray(format="rgb24")
+                if height:
+                    image = resize_image(image, height, max(1, round(image.shape[1] * height / image.shape[0])))
+                images[number] = image
+        if len(images) == len(wanted):
+            break
     return images

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from rich.progress import track
 from transformers import PreTrainedTokenizerFast, SiglipModel, SiglipVisionModel
 
-from teacher.streams import load_pipeline
-from teacher.tiny import fit, generator, rooms
-from teacher.tiny.bundle import BUNDLE, CONDITIONS, READER_SEEDS, load_semantic_tower, load_tokenizer, new_reader, save_half
+from teacher.tiny import fit, generator, rooms, school
+from teacher.tiny.bundle import BUNDLE, save_half
 from teacher.tiny.codec import CodecConfig, train_codec
 from teacher.tiny.semantic import SemanticConfig, class_prompts, patch_f1, train_semantic
 from teacher.tiny.vocabulary import build_tokenizer
@@ -70,25 +67,9 @@ def stage_semantic(work: Path, config: TinyConfig) -> None:
 
 
 def stage_fit(work: Path, config: TinyConfig) -> None:
-    """Fusion and readers; needs the packed bundle, whose settings say which block and sigma feed the fusion."""
-    tokenizer, questions = load_tokenizer(), rooms.load_questions(work, "train")
-    semantic = _streams(work, "semantic", "train")
-    streams = {
-        "semantic": fit.Streams(semantic, None),
-        "fused": fit.Streams(semantic, _streams(work, "tiny", "train")),
-        "blind": None,
-    }
-    for condition in CONDITIONS:
-        tokens, given = None, streams[condition]
-        if given is not None:
-            tokens = fit.train_tokens(condition, given, questions, tokenizer, work, config.fit)
-            name = "tiny" if condition == "fused" else condition
-            save_half(tokens, work / "fusion" / f"{name}.safetensors")
-        for seed in READER_SEEDS:
-            reader = new_reader(tokenizer, condition, seed)
-            name = f"reader_{condition}-{seed}"
-            fit.train_reader(name, reader, tokens, given, questions, work, config.fit.reader_steps, config.fit, seed)
-            save_half(reader, work / "readers" / f"{condition}-{seed}.safetensors")
+    """Fusion and readers; needs the packed bundle, whose settings say which features feed the fusion."""
+    for part in school.PARTS.values():
+        part(work, config.fit)
 
 
 def stage_pack(work: Path, config: TinyConfig) -> None:
@@ -153,26 +134,6 @@ def _latents(work: Path) -> generator.LatentVideos:
         np.save(images, generator.encode_images(vae, np.concatenate(chunks)))
         np.save(video, generator.encode_videos(vae, np.asarray(rooms.load(work, "video"))))
     return generator.LatentVideos(np.load(video), np.load(images), np.asarray(rooms.load(work, "video_geometry")))
-
-
-@torch.no_grad()
-def _streams(work: Path, name: str, split: str) -> np.ndarray:
-    """Raw stream of all tours of a split: "semantic", or the generative stream of a teacher; (rooms, T, C, gh, gw) float16."""
-    pipeline = None if name == "semantic" else load_pipeline(name)
-    path = work / f"stream_{name}_{split}_{pipeline.teacher.fingerprint if pipeline else 'tower'}.npy"
-    if not path.exists():
-        frames = rooms.load(work, f"{split}_rgb")
-        source = rooms.open_scenes(rooms.tour_uri(split, len(frames), rooms.RoomsConfig()))
-        if pipeline is None:
-            tower = load_semantic_tower()
-            found = [tower.features(np.asarray(clip)).half().numpy() for clip in track(frames, description="semantic stream")]
-        else:
-            found = [
-                pipeline.teacher.features(np.asarray(clip), scene_id=scene).blocks[pipeline.block].half().numpy()
-                for clip, scene in zip(track(frames, description=f"{name} stream"), source.scene_ids, strict=True)
-            ]
-        np.save(path, np.stack(found))
-    return np.load(path, mmap_mode="r")
 
 
 def _pack_diffusers(source: Path, target: Path) -> None:

@@ -55,8 +55,8 @@ def load_tokenizer(bundle: Path = BUNDLE) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(bundle / "tokenizer", local_files_only=True)
 
 
-def new_mixer(scale: float = 1.0) -> FusedTokens:
-    return FusedTokens(WIDTH, WIDTH, WIDTH, scale=scale)
+def new_mixer(fusion: str, scale: float = 1.0) -> FusedTokens:
+    return FusedTokens(WIDTH, WIDTH, WIDTH, fusion, scale)
 
 
 def load_mixer(name: str, bundle: Path = BUNDLE) -> FusedTokens | None:
@@ -64,14 +64,18 @@ def load_mixer(name: str, bundle: Path = BUNDLE) -> FusedTokens | None:
     path = bundle / "fusion" / f"{name}.safetensors"
     if not path.exists():
         return None
-    mixer = new_mixer()
+    mixer = new_mixer(read_manifest(bundle, "teacher")["config"]["fit"].get("fusion", "token_gated"))
     mixer.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return mixer.eval().requires_grad_(False)
 
 
 def load_semantic_tokens(bundle: Path = BUNDLE) -> SemanticTokens:
     """The projector of the semantic-only readers."""
-    path = bundle / "fusion" / "semantic.safetensors"
+    return read_semantic_tokens(bundle / "fusion" / "semantic.safetensors")
+
+
+def read_semantic_tokens(path: Path) -> SemanticTokens:
+    """A semantic projector from its own file."""
     _require(path)
     tokens = SemanticTokens(WIDTH, WIDTH)
     tokens.load_state_dict({key: value.float() for key, value in load_file(path).items()})
@@ -93,15 +97,23 @@ def new_reader(tokenizer: PreTrainedTokenizerFast, condition: str, seed: int) ->
             tie_word_embeddings=True,
         )
         model = Qwen2ForCausalLM(config)
+        for layer in model.model.layers:
+            # like attends to like from the start, a word to the patches that show it; gradients find that very slowly
+            torch.nn.init.orthogonal_(layer.self_attn.q_proj.weight)
+            layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight)
         connector = None if condition == "blind" else Connector(WIDTH, WIDTH, GRID)
     return Reader(model, tokenizer, connector)
 
 
 def load_reader(condition: str, seed: int, bundle: Path = BUNDLE) -> Reader:
     """A trained reader of one condition ("fused", "semantic", "blind") and seed."""
-    path = bundle / "readers" / f"{condition}-{seed}.safetensors"
+    return read_reader(bundle / "readers" / f"{condition}-{seed}.safetensors", load_tokenizer(bundle), condition)
+
+
+def read_reader(path: Path, tokenizer: PreTrainedTokenizerFast, condition: str) -> Reader:
+    """A reader from its own file."""
     _require(path)
-    reader = new_reader(load_tokenizer(bundle), condition, seed)
+    reader = new_reader(tokenizer, condition, seed=0)
     state = {key: value.float() for key, value in load_file(path).items()}
     found = reader.load_state_dict(state, strict=False)
     if found.unexpected_keys or set(found.missing_keys) - {"model.lm_head.weight"}:  # tied embeddings are stored once

@@ -1,8 +1,15 @@
 """Stage 4 of the embedded teacher: fusion and readers, trained on the questions of procedural rooms.
 
-Both conditions that see get the same two steps and the same budget: first projectors (and for `fused` the gate) are trained
-through a reader that is thrown away, then three fresh readers of different seeds are trained on the frozen tokens. A blind
-reader gets the questions alone. So fused against semantic differs in the tokens, not in the training.
+VEGA-3D adds a generative branch to a vision-language model that exists already; so does this. In order:
+
+1. a semantic projector that loses nothing: a linear map gets the stream back from its tokens (no questions yet);
+2. a base reader on its tokens, from scratch: the vision-language model everything starts from;
+3. per seeing condition (`fused`, `semantic`) the tokens are trained through a copy of the base reader, and must still give back
+   every stream they were made of: the answers alone let a gate drop whatever the reader has not learned to use;
+4. per condition and seed the base reader is trained on the frozen tokens of its condition.
+
+Fused and semantic get the same steps, questions and starting point, so they differ in the tokens alone. A blind reader is
+trained from scratch on as many questions as a seeing one has met in steps 2 and 4.
 
     python -m teacher.tiny train --stage fit
 """
@@ -22,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 from teacher.reader import Reader
 from teacher.scenes.questions import scanqa_prompt, vsi_prompt
 from teacher.streams import FusedTokens, SemanticTokens
-from teacher.tiny.bundle import WIDTH, new_mixer, new_reader
+from teacher.tiny.bundle import WIDTH, new_mixer
 from teacher.tiny.loop import Stage, muon_and_adamw, step_rng
 from teacher.tiny.rooms import class_names
 
@@ -32,18 +39,29 @@ COVERED = 0.15  # share of a patch a class must cover to count, as in the semant
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Rooms and questions per step; `fit_steps` train the projectors, `reader_steps` each final reader."""
+    """Steps of the four parts, and what is in a step. `teacher`: whose generative stream is fused."""
 
-    fit_steps: int = 500
-    reader_steps: int = 900
-    alignment: float = 0.3  # share of the steps, at the start, that only ask which classes are in the room and in a view
+    teacher: str = "tiny-geometry"
+    recover_steps: int = 600
+    base_steps: int = 3000
+    tokens_steps: int = 600
+    reader_steps: int = 500
+    alignment: float = 0.2  # share of the steps from scratch that only ask which classes are in the room and in a view
+    fusion: str = "token_gated"
+    recover: float = 0.5  # weight of the loss that asks the tokens for the streams they were made of
     rooms: int = 4
     ladder_questions: int = 9
     vsi_questions: int = 7
-    words: float = 0.5  # weight of the loss that makes visual embeddings decodable as class words
+    words: float = 0.5  # weight of the loss that makes visual embeddings decodable as class words, from scratch
+    words_later: float = 0.1  # its weight afterwards
     seed: int = 0
     muon_lr: float = 0.01
     adamw_lr: float = 1e-3
+
+    @property
+    def blind_steps(self) -> int:
+        """As many steps with questions as a seeing reader has had when it is finished."""
+        return self.base_steps - round(self.alignment * self.base_steps) + self.reader_steps
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,46 @@ class Streams:
     def rows(self, room: int) -> list[Tensor]:
         parts = [self.semantic] if self.generative is None else [self.semantic, self.generative]
         return [torch.from_numpy(np.asarray(part[room], dtype=np.float32)) for part in parts]
+
+
+class Recover(nn.Module):
+    """Linear maps from tokens back to the raw streams, and how far they are off."""
+
+    def __init__(self, streams: Streams) -> None:
+        super().__init__()
+        self.back, self.spread = nn.ModuleList(), []
+        for raw in (streams.semantic, streams.generative):
+            if raw is not None:
+                sample = torch.from_numpy(np.asarray(raw[:64], dtype=np.float32)).movedim(2, -1).flatten(0, -2)
+                self.back.append(nn.Linear(WIDTH, sample.shape[1]))
+                self.spread.append((sample.mean(0), sample.std(0)))
+
+    def forward(self, tokens: Tensor, raw: Sequence[Tensor]) -> Tensor:
+        """Mean squared error of the standardised streams; 1 where the tokens know nothing, 0 where nothing is lost.
+
+        Args:
+            tokens: (T, width, gh, gw). raw: per stream (T, C, gh, gw).
+        """
+        found = nn.functional.layer_norm(tokens.float().movedim(1, -1), (WIDTH,))
+        errors = [
+            nn.functional.mse_loss(back(found), (stream.movedim(1, -1) - mean) / std)
+            for back, stream, (mean, std) in zip(self.back, raw, self.spread, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+
+def train_recover(tokens: nn.Module, recover: Recover, streams: Streams, work: Path, name: str, config: FitConfig) -> None:
+    """Train tokens and the maps back on the streams alone, without any question."""
+    trained = nn.ModuleDict({"tokens": tokens, "recover": recover})
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = step_rng(config.seed + 77, step)
+        rows = [streams.rows(room) for room in rng.integers(0, len(streams.semantic), 4 * config.rooms)]
+        raw = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+        return {"loss": recover(tokens(*raw), raw)}
+
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=2 * config.adamw_lr, weight_decay=0.0)
+    Stage(name, work, {"trained": trained}, [optimizer]).run(loss, config.recover_steps)
 
 
 def class_words(tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -118,67 +176,75 @@ def alignment_questions(rng: np.random.Generator, seen: np.ndarray, names: Seque
     return [prompt for prompt, _ in chosen], [answer for _, answer in chosen]
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """One training of a reader: its name (of the checkpoint), length, and whether it begins from scratch."""
+
+    name: str
+    steps: int
+    seed: int
+    scratch: bool
+
+
 def train_reader(
-    name: str,
+    lesson: Lesson,
     reader: Reader,
     tokens: nn.Module | None,
     streams: Streams | None,
     questions: list[dict[str, Any]],
     work: Path,
-    steps: int,
     config: FitConfig,
-    seed: int,
-) -> list[dict[str, float]]:
-    """Train a reader, and with it `tokens` (a mixer or projector) unless that is frozen; returns the curve."""
+    recover: Recover | None = None,
+) -> None:
+    """Train a reader in place, and with it `tokens` (a mixer or projector) when `recover` is given."""
     trained = nn.ModuleDict({"reader": reader})
-    if tokens is not None and any(p.requires_grad for p in tokens.parameters()):
-        trained["tokens"] = tokens
+    if recover is not None:
+        trained.update({"tokens": tokens, "recover": recover})
+    names, words = class_names(), class_words(reader.tokenizer)
+    aligning = config.alignment * lesson.steps if lesson.scratch and streams is not None else 0
+    word_weight = config.words if lesson.scratch else config.words_later
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = step_rng(config.seed + 1000 * seed, step)
+        rng = step_rng(config.seed + 1000 * lesson.seed, step)
         losses: list[Tensor] = []
         aligned: list[Tensor] = []
+        lost: list[Tensor] = []
         for room in rng.integers(0, len(questions), config.rooms):
-            if streams is not None and step < config.alignment * steps:
+            if streams is not None and step < aligning:
                 prompts, answers = alignment_questions(rng, streams.seen(room), names)
             else:
                 prompts, answers = pick(rng, questions[room], config)
             with torch.autocast("cpu", torch.bfloat16):
-                visual = None if streams is None or tokens is None else tokens(*streams.rows(room))
+                raw = [] if streams is None else streams.rows(room)
+                visual = None if tokens is None else tokens(*raw)
                 losses.append(reader.loss(visual, prompts, answers))
                 if streams is not None and visual is not None and reader.connector is not None:
                     aligned.append(word_loss(reader, reader.connector(visual), streams.present(room), words))
-        answer = torch.stack(losses).mean()
-        if not aligned:
-            return {"loss": answer}
-        word = torch.stack(aligned).mean()
-        return {"loss": answer + config.words * word, "answer": answer.detach(), "word": word.detach()}
+            if recover is not None and visual is not None:
+                lost.append(recover(visual, raw))
+        parts = {"answer": (1.0, losses), "word": (word_weight, aligned), "lost": (config.recover, lost)}
+        means = {name: (weight, torch.stack(values).mean()) for name, (weight, values) in parts.items() if values}
+        total = torch.stack([weight * value for weight, value in means.values()]).sum()
+        return {"loss": total} | {name: value.detach() for name, (_, value) in means.items()}
 
-    names, words = class_names(), class_words(reader.tokenizer)
     trained.train()
-    curve = Stage(name, work, {"trained": trained}, muon_and_adamw(trained, config.muon_lr, config.adamw_lr)).run(loss, steps)
+    optimizers = muon_and_adamw(trained, config.muon_lr, config.adamw_lr)
+    Stage(lesson.name, work, {"trained": trained}, optimizers).run(loss, lesson.steps)
     trained.eval()
-    return curve
 
 
-def train_tokens(
-    condition: str,
-    streams: Streams,
-    questions: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerFast,
-    work: Path,
-    config: FitConfig,
-) -> FusedTokens | SemanticTokens:
-    """Train the projectors (and gate) of a condition through a reader that is then thrown away."""
-    torch.manual_seed(config.seed)
-    if streams.generative is None:
-        tokens: FusedTokens | SemanticTokens = SemanticTokens(WIDTH, WIDTH)
-    else:
-        sample = np.asarray(streams.generative[:64], dtype=np.float32)
-        tokens = new_mixer(scale=float(sample.std()))
-    reader = new_reader(tokenizer, condition, seed=100)
-    train_reader(f"fit_{condition}", reader, tokens, streams, questions, work, config.fit_steps, config, seed=100)
-    return tokens.eval().requires_grad_(False)
+def new_tokens(streams: Streams, config: FitConfig, base: SemanticTokens | None = None) -> FusedTokens | SemanticTokens:
+    """Untrained tokens of a condition, with the semantic projector of `base` if given."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        if streams.generative is None:
+            tokens: FusedTokens | SemanticTokens = SemanticTokens(WIDTH, WIDTH)
+        else:
+            sample = np.asarray(streams.generative[:64], dtype=np.float32)
+            tokens = new_mixer(config.fusion, scale=float(sample.std()))
+    if base is not None:
+        tokens.semantic_projector.load_state_dict(base.semantic_projector.state_dict())
+    return tokens
 
 
 @torch.no_grad()

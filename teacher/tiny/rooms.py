@@ -39,7 +39,7 @@ class RoomsConfig:
     video_span: float = 0.35
     tours: int = 4000
     val_tours: int = 150
-    questions: int = 24  # per room and task
+    questions: int = 48  # per room and task
     size: int = 128
     seed: int = 1
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teacher import cache as cache_module
-from teacher.cache import CacheWriter, FeatureCache, differences
+from teacher import writer as cache_module
+from teacher.cache import CacheWriter, FeatureCache
+from teacher.writer import differences
 from vega_artifact import UserError
 
 CONFIG = {"teacher": "tiny", "sigma": 0.3, "block": 4}
@@ -85,22 +86,24 @@ def test_shards_hold_planned_scenes_whatever_the_order_of_adding(tmp_path: Path,
     assert content(tmp_path / "other") == content(cache_path)
 
 
-def test_ranks_own_whole_shards(tmp_path: Path, cache_path: Path) -> None:
-    writers = [CacheWriter(tmp_path / "ranks", CONFIG, PARENTS, scene_names(7), 3) for _ in range(2)]
-    parts = [writer.missing(rank, 2) for rank, writer in enumerate(writers)]
-    assert parts == [scene_names(7)[:3] + scene_names(7)[6:], scene_names(7)[3:6]]
-    for writer, part in zip(writers, parts, strict=True):
-        for scene_id in part:
-            writer.add(scene_id, clip(scene_id))
-    writers[0].finish()
-    assert content(tmp_path / "ranks") == content(cache_path)
-
-
 def test_handles_survive_pickling(cache_path: Path) -> None:
     cache = FeatureCache(cache_path)
     first = cache[cache.scene_ids[0]]["fused"]
+    assert first.flags.writeable, "what is read is the reader's own"
     copy = pickle.loads(pickle.dumps(cache))
     np.testing.assert_array_equal(copy[copy.scene_ids[0]]["fused"], first)
+
+
+def test_views_copy_nothing_and_cannot_be_written_to(cache_path: Path) -> None:
+    cache, scene = FeatureCache(cache_path), scene_names(7)[4]
+    for stream, expected in clip(scene).items():
+        seen = cache.view(scene, stream)
+        np.testing.assert_array_equal(seen, expected)
+        assert np.shares_memory(seen, cache.view(scene, stream)) and not np.shares_memory(seen, cache.read(scene, stream))
+        with pytest.raises(ValueError, match="read-only"):
+            seen[0] = 0
+    del cache
+    np.testing.assert_array_equal(seen, expected)  # a view outlives the cache object
 
 
 def test_unknown_scene_stream_and_frame(cache_path: Path) -> None:
@@ -257,9 +260,24 @@ def test_one_flipped_bit_is_found_and_the_advice_works(tmp_path: Path, cache_pat
     assert content(cache_path) == content(tmp_path / "good")
 
 
-def test_broken_header(cache_path: Path) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 64,
+        b"[]",
+        b"{}",
+        b'{"procedural-test-s1-00000/fused": {"dtype": "F16", "shape": [2, 8, 4, 4], "data_offsets": [0, 99999999]}}',
+        b'{"procedural-test-s1-00000/fused": {"dtype": "F16", "shape": [2, 8, 4, 5], "data_offsets": [0, 512]}}',
+        b'{"procedural-test-s1-00000/fused": {"dtype": "BF16", "shape": [2, 8, 4, 4], "data_offsets": [0, 512]}}',
+        b'{"procedural-test-s1-00000/fused": {"dtype": "F16", "shape": [-2, 8, 4, 4], "data_offsets": [0, 512]}}',
+        b'{"procedural-test-s1-00000/fused": {"dtype": "F16", "shape": "none"}}',
+    ],
+    ids=["noise", "list", "empty", "beyond the end", "another shape", "bfloat16", "negative", "no offsets"],
+)
+def test_broken_header(cache_path: Path, header: bytes) -> None:
     shard = cache_path / "shard-00000.safetensors"
-    shard.write_bytes(b"\xff" * shard.stat().st_size)
+    start = b"" if header.startswith(b"\xff") else len(header).to_bytes(8, "little")
+    shard.write_bytes((start + header).ljust(shard.stat().st_size, b"\0"))
     with pytest.raises(UserError, match=r"shard-00000.safetensors: unreadable shard"):
         FeatureCache(cache_path)[scene_names(7)[0]]
 

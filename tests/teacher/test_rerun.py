@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,3 +116,20 @@ def test_the_teacher_is_loaded_as_it_was(cache: Path, monkeypatch: pytest.Monkey
         "draws": 2,
         "random_weights": 3,
     }
+
+
+def test_a_prompt_from_a_file_of_its_own_is_read_again(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    monkeypatch.setattr(
+        module, "load_pipeline", lambda name, **options: asked.update(options) or SimpleNamespace(fingerprint="t0")
+    )
+    manifest = json.loads((cache / "manifest.json").read_text())
+    manifest["config"]["prompt"] = "somewhere/prompt.safetensors"
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    module.rerun(cache, 1)
+    assert asked["prompt_embeds"] == Path("somewhere/prompt.safetensors")
+
+
+def test_a_teacher_that_has_no_crop() -> None:
+    rival = {key: value for key, value in TEACHER.items() if key != "crop"}
+    assert "crop" not in module.teacher_options(rival) and module.teacher_options(rival)["mode"] == "clip"

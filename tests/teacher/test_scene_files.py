@@ -68,6 +68,7 @@ def test_infinite_poses_are_dropped_and_counted(tmp_path, clips, caplog):
     with caplog.at_level(logging.WARNING):
         read = open_scenes(f"folder:{tmp_path}/scene")[0]
     np.testing.assert_array_equal(read.frame_ids, [0, 20, 30, 40, 60, 70])
+    assert read.dropped == ("00010.jpg: its pose is infinite", "00050.jpg: its pose is infinite")
     assert "2 of 8 frames dropped" in caplog.text
 
 
@@ -105,6 +106,29 @@ def test_damaged_folder_names_the_file(tmp_path, clips, name, content, message):
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("00030.jpg", b"not a picture", "cannot be read as an image"),
+        ("00030.png", b"\x89PNG broken", "00030.png: cannot be read as an image"),
+        ("00030.txt", b"one two three", "00030.txt: not a matrix of numbers"),
+        ("00000.jpg", b"", "cannot be read as an image"),
+    ],
+)
+def test_damaged_frames_are_left_out_and_listed_where_that_is_asked_for(tmp_path, clips, name, content, reason):
+    write_folder(tmp_path / "scene", clips[0])
+    whole = open_scenes(f"folder:{tmp_path}/scene")
+    damage(tmp_path / "scene", name, content)
+    source = open_scenes(f"folder:{tmp_path}/scene?on_bad_frame=skip")
+    read, lost = source[0], int(name[:5]) // 10
+    assert read.frame_ids.tolist() == [10 * t for t in range(8) if t != lost]
+    assert len(read.dropped) == 1 and read.dropped[0].startswith(f"{10 * lost:05d}.jpg: {reason}")
+    assert len(read.depth) == len(read.camera_to_world) == len(read.rgb) == 7
+    assert source.fingerprint != whole.fingerprint
+    with pytest.raises(UserError, match=r"unknown on_bad_frame 'skipp'.*Known: error, skip"):
+        open_scenes(f"folder:{tmp_path}/scene?on_bad_frame=skipp")
+
+
 def test_folder_refuses_8_bit_depth_mixed_sizes_and_no_valid_pose(tmp_path, clips):
     write_folder(tmp_path / "a", clips[0])
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "a" / "00000.png")
@@ -127,13 +151,13 @@ def test_folder_refuses_8_bit_depth_mixed_sizes_and_no_valid_pose(tmp_path, clip
 # --- video ---------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: Path, frames: np.ndarray) -> None:
+def write_video(path: Path, frames: np.ndarray, codec: str = "mpeg4", pixels: str = "yuv420p") -> None:
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=30)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream = container.add_stream(codec, rate=30)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
         stream.bit_rate = 4_000_000
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -164,3 +188,25 @@ def test_broken_video_is_one_sentence(tmp_path):
     (tmp_path / "cut.avi").write_bytes(data[:200])
     with pytest.raises(UserError, match=r"cut\.avi"):
         open_scenes(f"video:{tmp_path}/cut.avi")[0]
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_damaged_video_frame_is_an_error_or_left_out_and_listed(tmp_path, codec):
+    import av
+
+    frames = np.stack([np.full((64, 96, 3), 10 * k, np.uint8) for k in range(20)])
+    write_video(tmp_path / "clip.avi", frames, codec, "yuvj420p" if codec == "mjpeg" else "yuv420p")
+    with av.open(str(tmp_path / "clip.avi")) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][7]
+        place = slice(packet.pos, packet.pos + packet.size)
+    content = bytearray((tmp_path / "clip.avi").read_bytes())
+    content[place] = bytes(place.stop - place.start)
+    (tmp_path / "clip.avi").write_bytes(content)
+    with pytest.raises(UserError, match=r"clip\.avi: 1 of 20 wanted frames do not decode \(the first is number 7\)"):
+        open_scenes(f"video:{tmp_path}/clip.avi?frames=0")[0]
+    clip = open_scenes(f"video:{tmp_path}/clip.avi?frames=0&on_bad_frame=skip")[0]
+    assert clip.frame_ids.tolist() == [*range(7), *range(8, 20)]
+    assert clip.dropped == ("frame 7: does not decode",)
+    np.testing.assert_allclose(clip.rgb[:7].mean(axis=(1, 2, 3)), 10 * clip.frame_ids[:7], atol=4)
+    spared = open_scenes(f"video:{tmp_path}/clip.avi?frames=2")[0]
+    assert spared.frame_ids.tolist() == [0, 19] and not spared.dropped, "a damaged frame nobody asked for is no error"

@@ -51,23 +51,65 @@ def test_frame_mode_matches_the_reference(expected, layout, k):
     assert features.sigma == pytest.approx(meta["sigma"], abs=1e-9)
 
 
-def test_latents_noising_and_crop_match_the_reference(expected):
-    teacher = golden_teacher(expected)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_latents_noising_and_crop_match_the_reference(expected, layout):
+    teacher = golden_teacher(expected, layout)
     assert relative(frame_images(expected["source_frames"], "cover", (48, 80), 16), expected["frames"]) < 1e-6
     latents = teacher.latents.frames(expected["frames"])
     assert relative(latents, expected["latents"]) < 2e-5
+    clip = frame_images(expected["source_frames"].repeat(3, 1, 1, 1)[:9], "cover", (48, 80), 16)
+    assert relative(teacher.latents.clip(clip), expected["clip_latents"]) < 2e-5
     assert relative(teacher.simulator.add_noise(latents, expected["noise"]), expected["noisy_k300"]) < 2e-5
 
 
-def test_clip_mode_matches_the_reference(expected):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_clip_mode_matches_the_reference(expected, layout):
     # the golden clip repeats the two source frames three times and keeps what the VAE takes of at most nine frames
     frames = expected["source_frames"].repeat(3, 1, 1, 1)[:9]
-    teacher = golden_teacher(expected, mode="clip", grid=None)
+    teacher = golden_teacher(expected, layout, mode="clip", grid=None)
     features = teacher.features(frames, noise=expected["clip_noise"])
     for block in (0, 2):
         wanted = expected[f"clip_block{block}_k300"][0].movedim(-1, 1)
         assert relative(features.blocks[block], wanted) < 2e-5
     assert features.frame_index.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("k", (300, 600))
+def test_velocity_matches_the_reference(expected, layout, k):
+    """Through every fast path and out again: full depth, head and un-patchify."""
+    simulator = golden_teacher(expected, layout, blocks=(3,), sigma=k / 1000).simulator
+    assert relative(simulator.velocity(expected[f"noisy_k{k}"]), expected[f"velocity_k{k}"]) < 2e-5
+    with pytest.raises(UserError, match="ask for block 3 too"):
+        golden_teacher(expected, layout, blocks=(2,)).simulator.velocity(expected["noisy_k300"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bfloat16_stays_near_the_reference(expected, layout):
+    options = {"dtype": torch.bfloat16, "grid": None}
+    teacher = golden_teacher(expected, layout, **options)
+    features = teacher.features(expected["source_frames"], noise=expected["noise"])
+    assert relative(teacher.latents.frames(expected["frames"]), expected["latents"]) < 2e-2
+    clip = golden_teacher(expected, layout, mode="clip", **options)
+    frames = expected["source_frames"].repeat(3, 1, 1, 1)[:9]
+    clip_features = clip.features(frames, noise=expected["clip_noise"])
+    for block in (0, 2):
+        assert 0 < relative(features.blocks[block], expected[f"block{block}_k300"]) < 2e-2
+        assert relative(clip_features.blocks[block], expected[f"clip_block{block}_k300"][0].movedim(-1, 1)) < 2e-2
+
+
+def test_compiled_teacher_matches_the_reference(expected, monkeypatch):
+    """What torch.compile captures, run without its minute of code generation: one graph for the VAE, one for all blocks."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", fullgraph=True))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    teacher = golden_teacher(expected, grid=None, compile=True)
+    features = teacher.features(expected["source_frames"], noise=expected["noise"])
+    for block in (0, 2):
+        assert relative(features.blocks[block], expected[f"block{block}_k300"]) < 2e-5
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_folded_single_frame_vae_equals_the_video_vae(expected):

@@ -1,0 +1,116 @@
+"""How the embedded fusion and readers learn: tokens that give their streams back, questions per step, what is trained and what not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from teacher.scenes import open_scenes
+from teacher.scenes.questions import procedural_questions
+from teacher.tiny import bundle, fit, rooms
+
+CONFIG = fit.FitConfig(recover_steps=40, rooms=1, ladder_questions=3, vsi_questions=2)
+
+
+@pytest.fixture(scope="module")
+def streams() -> fit.Streams:
+    """Four invented rooms of two views whose streams have a few dimensions, as real ones do."""
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(2, 6, 128))
+    semantic, generative = (np.moveaxis(rng.normal(size=(4, 2, 8, 8, 6)) @ part, -1, 2).astype(np.float16) for part in basis)
+    coverage = (rng.random((4, 2, 8, 8, len(rooms.class_names()))) < 0.05).astype(np.uint8) * 255
+    return fit.Streams(semantic, generative, coverage)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[dict]:
+    source = open_scenes("procedural:train?count=4&frames=2&size=64&seed=3")
+    return [{task: procedural_questions(source[i], task) for task in ("scanqa", "vsibench")} for i in range(4)]
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [value.clone() for value in module.state_dict().values()]
+
+
+def same(before: list[torch.Tensor], module: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(before, module.state_dict().values(), strict=True))
+
+
+class TestRecover:
+    def test_is_one_for_tokens_that_know_nothing_and_falls_when_they_are_trained(self, streams, tmp_path: Path) -> None:
+        tokens, recover = fit.new_tokens(streams, CONFIG), fit.Recover(streams)
+        raw = streams.rows(0)
+        with torch.no_grad():
+            for back in recover.back:
+                back.weight.zero_(), back.bias.zero_()
+            assert float(recover(tokens(*raw), raw)) == pytest.approx(1.0, abs=0.2)
+        fit.train_recover(tokens, recover, streams, tmp_path, "toy", CONFIG)
+        with torch.no_grad():
+            assert float(recover(tokens(*raw), raw)) < 0.8
+
+    def test_asks_for_both_streams_of_fused_tokens(self, streams) -> None:
+        assert len(fit.Recover(streams).back) == 2
+        assert len(fit.Recover(replace(streams, generative=None)).back) == 1
+
+
+class TestTokens:
+    def test_are_the_same_for_the_same_seed_whatever_was_drawn_before(self, streams) -> None:
+        first = weights(fit.new_tokens(streams, CONFIG))
+        torch.rand(3)
+        assert same(first, fit.new_tokens(streams, CONFIG))
+        assert not same(first, fit.new_tokens(streams, replace(CONFIG, seed=1)))
+
+    def test_start_with_the_semantic_projector_of_the_base(self, streams) -> None:
+        base = fit.new_tokens(replace(streams, generative=None), replace(CONFIG, seed=5))
+        fused = fit.new_tokens(streams, CONFIG, base)
+        assert same(weights(base.semantic_projector), fused.semantic_projector)
+
+
+class TestQuestions:
+    def test_lessons_are_balanced_and_speak_of_what_is_there(self, streams) -> None:
+        names = rooms.class_names()
+        seen = streams.seen(0)
+        prompts, answers = fit.alignment_questions(np.random.default_rng(0), seen, names)
+        assert answers.count("yes") == answers.count("no") or not seen.all(0).any()
+        for prompt, answer in zip(prompts, answers, strict=True):
+            name = next(n for n in sorted(names, key=len, reverse=True) if f"a {n} " in prompt or f"a {n}?" in prompt)
+            view = int(prompt.split()[2].rstrip(",")) - 1 if prompt.startswith("In view") else None
+            there = seen[:, names.index(name)].any() if view is None else seen[view, names.index(name)]
+            assert (answer == "yes") == there
+
+    def test_a_step_has_the_asked_for_number_of_each_task(self, questions) -> None:
+        prompts, answers = fit.pick(np.random.default_rng(0), questions[0], CONFIG)
+        assert len(prompts) == len(answers) == 5
+        assert sum("These are frames of a video" in prompt for prompt in prompts) == 2
+
+    def test_blind_readers_meet_as_many_questions_as_seeing_ones(self) -> None:
+        config = fit.FitConfig(base_steps=100, alignment=0.2, reader_steps=30)
+        assert config.blind_steps == 80 + 30
+
+
+class TestReader:
+    def test_a_step_changes_the_reader_and_leaves_frozen_tokens_alone(self, streams, questions, tmp_path: Path) -> None:
+        reader = bundle.new_reader(bundle.load_tokenizer(), "fused", 0)
+        tokens = fit.new_tokens(streams, CONFIG).requires_grad_(False)
+        before, held = weights(reader), weights(tokens)
+        fit.train_reader(fit.Lesson("toy", 2, 0, True), reader, tokens, streams, questions, tmp_path, CONFIG)
+        assert not same(before, reader)
+        assert same(held, tokens)
+
+    def test_with_recover_the_tokens_learn_too(self, streams, questions, tmp_path: Path) -> None:
+        reader = bundle.new_reader(bundle.load_tokenizer(), "fused", 0)
+        tokens = fit.new_tokens(streams, CONFIG)
+        held = weights(tokens)
+        lesson = fit.Lesson("toy", 2, 0, False)
+        fit.train_reader(lesson, reader, tokens, streams, questions, tmp_path, CONFIG, fit.Recover(streams))
+        assert not same(held, tokens)
+
+    def test_queries_and_keys_start_alike(self) -> None:
+        for layer in bundle.new_reader(bundle.load_tokenizer(), "blind", 0).model.model.layers:
+            query = layer.self_attn.q_proj.weight
+            assert torch.equal(query, layer.self_attn.k_proj.weight)
+            assert torch.allclose(query @ query.T, torch.eye(len(query)), atol=1e-5)
