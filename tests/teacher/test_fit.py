@@ -1,4 +1,4 @@
-"""How the embedded fusion and readers learn: tokens that give their streams back, questions per step, what is trained and what not."""
+"""How the embedded fusion and readers learn: tokens that give their streams back, questions per step, what is trained."""
 
 from __future__ import annotations
 
