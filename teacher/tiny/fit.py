@@ -8,8 +8,8 @@ VEGA-3D adds a generative branch to a vision-language model that exists already;
    every stream they were made of: the answers alone let a gate drop whatever the reader has not learned to use;
 4. per condition and seed the base reader is trained on the frozen tokens of its condition.
 
-Fused and semantic get the same steps, questions and starting point, so they differ in the tokens alone. A blind reader is
-trained from scratch on as many questions as a seeing one has met in steps 2 and 4.
+Fused and semantic get the same steps, questions and starting point, so they differ in the tokens alone. Blind readers go
+through steps 2 and 4 as well, with as many questions.
 
     python -m teacher.tiny train --stage fit
 """
@@ -59,9 +59,9 @@ class FitConfig:
     adamw_lr: float = 1e-3
 
     @property
-    def blind_steps(self) -> int:
-        """As many steps with questions as a seeing reader has had when it is finished."""
-        return self.base_steps - round(self.alignment * self.base_steps) + self.reader_steps
+    def blind_base_steps(self) -> int:
+        """As many steps with questions as the base reader that sees has had."""
+        return self.base_steps - round(self.alignment * self.base_steps)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ class School:
         return read_semantic_tokens(self.work / "projector.safetensors")
 
     def base_reader(self) -> Reader:
-        return read_reader(self.work / "base.safetensors", self.tokenizer, "semantic").requires_grad_(True)
+        name = "base_blind" if self.streams is None else "base"
+        condition = "blind" if self.streams is None else "semantic"
+        return read_reader(self.work / f"{name}.safetensors", self.tokenizer, condition).requires_grad_(True)
 
 
 def projector(work: Path, config: fit.FitConfig) -> None:
@@ -93,11 +95,14 @@ def seeing(work: Path, config: fit.FitConfig) -> None:
 
 
 def blind(work: Path, config: fit.FitConfig) -> None:
-    """Readers that get the questions alone, as many of them."""
+    """2 and 4 for readers that get the questions alone."""
     school = School(work, config, "blind")
+    reader = new_reader(school.tokenizer, "blind", seed=0)
+    school.teach(fit.Lesson("base_blind", config.blind_base_steps, SCRATCH, scratch=True), reader, None)
+    save_half(reader, work / "base_blind.safetensors")
     for seed in READER_SEEDS:
-        reader = new_reader(school.tokenizer, "blind", seed)
-        school.teach(fit.Lesson(f"reader_blind-{seed}", config.blind_steps, SCRATCH + seed, scratch=True), reader, None)
+        reader = school.base_reader()
+        school.teach(fit.Lesson(f"reader_blind-{seed}", config.reader_steps, READER + seed, scratch=False), reader, None)
         save_half(reader, work / "readers" / f"blind-{seed}.safetensors")
 
 
