@@ -28,7 +28,13 @@ COLUMNS: dict[str, dict[str, str]] = {  # heading -> the fields that pick its ro
 }
 GAP_COLUMNS = COLUMNS | {"VSI room size, %": {"task": "vsibench", "type": "room_size_estimation"}}  # the one type with a claim
 PAIRS = [(a, b) for a, b, _ in findings.EXPECTED]
-PAIRS += [("student_exported", "teacher"), ("teacher", "semantic"), ("teacher", "blind")]
+PAIRS += [
+    ("student_exported_fused", "student_undistilled_fused"),
+    ("teacher_fused", "semantic"),
+    ("student_exported", "teacher"),
+    ("teacher", "semantic"),
+    ("teacher", "blind"),
+]
 
 
 def render(report: Row, notes: ReportNotes | None = None) -> str:
