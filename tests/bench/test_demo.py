@@ -16,6 +16,7 @@ from vega_artifact import UserError, read_json, read_manifest, verify_files
 
 CONFIG = DemoConfig(train=6, val=3, test=4, probe=4, random_seeds=(0, 1))
 SEEDS = (0,)
+FUSED = {"teacher_fused", "student_exported_fused", "student_undistilled_fused"}
 MODELS = {"teacher", "teacher_reseeded", "teacher_random", "student_exported", "student_undistilled", "semantic", "raw_patches"}
 
 
@@ -67,7 +68,7 @@ def found(done: Twice) -> dict:
 @pytest.mark.slow
 def test_report_is_valid_and_complete(done: Twice) -> None:
     report = schema.load(done.out / "report" / "report.json")
-    assert {row["model"] for row in report["probes"]} == MODELS | {"student"}
+    assert {row["model"] for row in report["probes"]} == MODELS | FUSED | {"student"}
     assert {row["metric"] for row in report["probes"]} == set(schema.METRICS)
     assert all(row["scenes"] == CONFIG.test for row in report["probes"])
     assert {row["model"] for row in report["tasks"]} == set(demo.CONDITIONS)

@@ -66,6 +66,7 @@ def made_up_rows() -> dict[str, Any]:
         ("student_exported", "student_undistilled", 0.15),
     ]
     pairs += [("student_exported", "raw_patches", 0.19), ("student_exported", "teacher", -0.06)]
+    pairs += [("student_exported_fused", "raw_patches", 0.2)]
     nothing = {"task": None, "protocol": None, "type": None}
     paired = [
         {"metric": metric, **nothing, "a": a, "b": b, "difference": gap, "low": gap - 0.04, "high": gap + 0.04, "n": 40}
