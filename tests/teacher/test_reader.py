@@ -26,11 +26,14 @@ def tokens(seed: int = 0, frames: int = 3) -> Tensor:
 
 
 def lively(condition: str) -> Reader:
-    """A fresh reader with large weights: its answers hang on every token it may look at, trained or not."""
+    """A fresh reader with large weights: its answers hang on every token it may look at, trained or not.
+
+    Queries and keys are large from the start; larger still, and attention would see one token only.
+    """
     reader = new_reader(load_tokenizer(), condition, seed=5)
     with torch.no_grad():
         for name, weight in reader.model.named_parameters():
-            if "layers." in name and weight.ndim == 2:
+            if "layers." in name and weight.ndim == 2 and not name.endswith(("q_proj.weight", "k_proj.weight")):
                 weight.mul_(8)
     return reader.eval().requires_grad_(False)
 

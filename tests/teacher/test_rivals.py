@@ -74,7 +74,11 @@ def test_native_grid_pooled_is_the_pooled_grid(folders: dict[str, Path], frames:
 def test_config_is_json_and_names_what_changes_a_feature(folders: dict[str, Path], name: str) -> None:
     teacher = load(folders, name)
     config = json.loads(json.dumps(canonical(vars(teacher.config))))
-    assert config["blocks"] == teacher.wanted and config["name"] == name and config["mode"] == RIVALS[name].modes[0]
+    assert (
+        config["blocks"] == teacher.wanted
+        and config["name"] == f"{name}={folders[name]}"
+        and config["mode"] == RIVALS[name].modes[0]
+    )
     assert load(folders, name).fingerprint == teacher.fingerprint
     assert load(folders, name, grid=(1, 2)).fingerprint != teacher.fingerprint
     assert load(folders, name, random_weights=1).fingerprint != teacher.fingerprint
@@ -217,7 +221,7 @@ def test_settings_a_rival_does_not_have_are_refused(
 def test_noise_that_does_not_fit_is_refused(folders: dict[str, Path], frames: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"noise: shape \(5, 4, 16, 32\) expected"):
         load(folders, "sd2.1").features(frames, noise=torch.zeros(1, 4, 16, 32))
-    with pytest.raises(UserError, match="dinov3-l adds none"):
+    with pytest.raises(UserError, match="dinov3-l.* adds none"):
         load(folders, "dinov3-l").features(frames, noise=torch.zeros(5, 4, 16, 32))
 
 
