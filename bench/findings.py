@@ -156,7 +156,9 @@ def sentence(report: Row) -> str:
     matching = find(report["paired"], metric="correspondence_recall_centred", a="student_exported", b="raw_patches")
     if matching is not None and direction(matching) == "worse":
         start += ", but finds places again in another view less often than raw patches do"
-    return f"{start}; {parity_clause(report)}."
+    alone = find(report["paired"], task="ladder", type="overall", a="teacher", b="semantic")
+    end = "; semantic tokens alone answer as well" if alone is not None and direction(alone) != "better" else ""
+    return f"{start}; {parity_clause(report)}{end}."
 
 
 def parity_clause(report: Row) -> str:

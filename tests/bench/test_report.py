@@ -347,6 +347,9 @@ def test_words_follow_the_intervals() -> None:
     assert [claim.held for claim in findings.claims(rows)][:3] == [True, False, True]
     few = {"metric": None, "task": "t", "low": 1.0, "high": 2.0, "n": 29}
     assert findings.direction(few) == "open" and findings.direction({**few, "n": 100}) == "better"
+    tie = {"metric": None, "task": "ladder", "type": "overall", "a": "teacher", "b": "semantic"}
+    told = {**rows, "paired": [*rows["paired"], tie | {"low": -0.9, "high": 0.8, "difference": -0.1, "n": 2636}]}
+    assert findings.sentence(told).endswith("semantic tokens alone answer as well.")
     bare = {**rows, "probes": [], "paired": [], "parity": [], "latency": []}
     assert findings.sentence(bare) == "Depth was not probed; downstream parity was not tested."
     assert findings.key_numbers(bare) == [] and all(claim.held is None for claim in findings.claims(bare))
