@@ -126,7 +126,8 @@ def _answer_job(
     found: dict[str, str] = {}
     for scene, records in _by_scene(questions).items():
         visual = None if tokens is None else torch.from_numpy(tokens[scene].astype(np.float32))
-        texts = reader.answer(visual, [prompt(record, schema) for schema, record in records])
+        asked = [prompt(record, schema) for schema, record in records]
+        texts = reader.answer(visual, asked, views=[record.get("view") for _, record in records])
         for (schema, record), text in zip(records, texts, strict=True):
             found[str(record["question_id" if schema == "scanqa" else "id"])] = text
     write_json(path, found)

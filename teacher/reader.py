@@ -2,7 +2,8 @@
 
 The questions of one scene share its visual prefix, so they are packed into one sequence: every question attends to the prefix
 and to itself only, and positions restart after the prefix. One pass then costs the prefix once, in training and in greedy
-decoding, and gives the same logits as asking each question alone (a test compares them).
+decoding, and gives the same logits as asking each question alone (a test compares them). A question about one view attends
+to the tokens of that view only, as if the reader had been shown a single picture.
 
     python -c "from teacher.tiny.bundle import load_reader; print(load_reader("blind", 0).answer(None, ["How many chair(s)?"]))"
 """
@@ -66,38 +67,48 @@ class Reader(nn.Module):
         start = embed(torch.tensor([self.tokenizer.bos_token_id]))
         if self.connector is None or tokens is None:
             return start
-        # a token carries the word for its view's number, so that "view 3" finds it as "chair" finds a chair; at unit scale,
+        # a token carries the word for its view's number, so that "first" can be told from later; at unit scale,
         # because an untrained word is so much smaller than a visual embedding that nothing would find it
         views = torch.stack([embed(torch.tensor(self._encode(str(view + 1)))).mean(0) for view in range(len(tokens))])
         views = nn.functional.rms_norm(views, views.shape[-1:])
         visual = self.connector(tokens)
         return torch.cat([start, visual + views.repeat_interleave(len(visual) // len(tokens), dim=0)])
 
-    def loss(self, tokens: Tensor | None, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Mean cross-entropy of the answer tokens (and eos) of one scene's questions."""
+    def loss(
+        self, tokens: Tensor | None, prompts: Sequence[str], answers: Sequence[str], views: Sequence[int | None] | None = None
+    ) -> Tensor:
+        """Mean cross-entropy of the answer tokens (and eos) of one scene's questions; arguments as for `answer`."""
         asked = [self._encode(prompt) for prompt in prompts]
         said = [self._encode(answer, answer=True) for answer in answers]
         texts = [a + s for a, s in zip(asked, said, strict=True)]
         labels = [[-100] * len(a) + s for a, s in zip(asked, said, strict=True)]
         prefix = self.prefix(tokens)
-        logits, _ = self._pack(prefix, texts)
+        logits, _ = self._pack(prefix, texts, self._shown(tokens, len(prefix), len(prompts), views))
         flat = torch.tensor([label for row in labels for label in row])
         # the token at position i is predicted from i - 1, which for packed questions is always inside the same question
         keep = flat[1:] != -100
         return nn.functional.cross_entropy(logits[len(prefix) : -1][keep].float(), flat[1:][keep])
 
     @torch.no_grad()
-    def answer(self, tokens: Tensor | None, prompts: Sequence[str], max_new_tokens: int = 8) -> list[str]:
+    def answer(
+        self,
+        tokens: Tensor | None,
+        prompts: Sequence[str],
+        max_new_tokens: int = 8,
+        views: Sequence[int | None] | None = None,
+    ) -> list[str]:
         """Greedy answers to all questions of one scene.
 
         Args:
             tokens: (T, C, gh, gw) float32 visual tokens, ignored by a blind reader.
+            views: per prompt the only view (0..T-1) it may look at, or None for all; left out: every prompt sees all.
         """
         if not prompts:
             return []
         asked = [self._encode(prompt) for prompt in prompts]
         prefix = self.prefix(tokens)
-        logits, cache = self._pack(prefix, asked)
+        shown = self._shown(tokens, len(prefix), len(asked), views)
+        logits, cache = self._pack(prefix, asked, shown)
         ends = torch.tensor([len(a) for a in asked]).cumsum(0) + len(prefix) - 1
         chosen = logits[ends].argmax(-1)
         owner = torch.cat([torch.full((len(a),), index) for index, a in enumerate(asked)])
@@ -108,7 +119,7 @@ class Reader(nn.Module):
             if all(self._ended(written)):
                 break
             owner = torch.cat([owner, rows])
-            mask = torch.cat([torch.ones(len(rows), len(prefix), dtype=torch.bool), rows[:, None] == owner[None]], dim=1)
+            mask = torch.cat([shown, rows[:, None] == owner[None]], dim=1)
             output = self.model(
                 inputs_embeds=self.model.get_input_embeddings()(chosen)[None],
                 attention_mask=mask[None, None],
@@ -120,18 +131,34 @@ class Reader(nn.Module):
             written.append(chosen)
         return [self._decode([int(row[i]) for row in written]) for i in range(len(asked))]
 
-    def _pack(self, prefix: Tensor, texts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache]:
+    def _shown(self, tokens: Tensor | None, length: int, asked: int, views: Sequence[int | None] | None) -> Tensor:
+        """What each question sees of a prefix of `length`: (asked, length) bool. The bos token is seen by all."""
+        shown = torch.ones(asked, length, dtype=torch.bool)
+        if views is None or tokens is None or length == 1:
+            return shown
+        if len(views) != asked:
+            raise ValueError(f"{len(views)} views given for {asked} questions")
+        cells = torch.arange(len(tokens)).repeat_interleave((length - 1) // len(tokens))
+        for row, view in enumerate(views):
+            if view is not None and not 0 <= view < len(tokens):
+                raise UserError(f"a question asks about view {view}; views 0..{len(tokens) - 1} were given")
+            if view is not None:
+                shown[row, 1:] = cells == view
+        return shown
+
+    def _pack(self, prefix: Tensor, texts: Sequence[Sequence[int]], shown: Tensor) -> tuple[Tensor, DynamicCache]:
         """One forward over prefix + all texts; returns logits (P + sum of lengths, V) and the filled cache."""
         flat = torch.tensor([token for text in texts for token in text])
         owner = torch.cat([torch.full((len(text),), index) for index, text in enumerate(texts)])
         start = len(prefix)
-        owner = torch.cat([torch.full((start,), -1), owner])
         # visual tokens share one position: their own embeddings say where they are, and a rotary phase that differs between
         # them only hides from a small model that a word and a patch mean the same
         place = torch.zeros(start, dtype=torch.long)
         positions = torch.cat([place, *(QUESTION_START + torch.arange(len(text)) for text in texts)])
-        index = torch.arange(len(owner))
-        mask = (index[:, None] >= index[None]) & ((owner[:, None] == owner[None]) | (owner[None] == -1))
+        # bos and visual tokens are causal among themselves, a text sees its share of them and its own tokens up to each
+        causal = torch.ones(start + len(flat), start + len(flat), dtype=torch.bool).tril()
+        texts_see = torch.cat([shown[owner], owner[:, None] == owner[None]], dim=1)
+        mask = causal & torch.cat([torch.ones(start, start + len(flat), dtype=torch.bool), texts_see])
         embeds = torch.cat([prefix, self.model.get_input_embeddings()(flat)])[None]
         cache = DynamicCache() if not self.training else None
         output = self.model(

@@ -3,7 +3,8 @@
 From scenes to the readers and scorers of the bench. Two schemas, both the benchmarks' own:
 
 - VSI-Bench: id (int), dataset, scene_name, question_type, question, options (list of "A. ..." or None), ground_truth (str);
-- ScanQA: scene_id, question_id, question, answers, object_ids, object_names; procedural ones add `type`, a rung of the ladder.
+- ScanQA: scene_id, question_id, question, answers, object_ids, object_names; procedural ones add `type`, a rung of the ladder,
+  and `view`, the only frame that "this view" shows (from 0; None: all frames).
 
     python -c "from teacher.scenes import open_scenes; from teacher.scenes.questions import procedural_questions; \
                print(*procedural_questions(open_scenes('procedural:val?count=1')[0], 'vsibench'), sep='\\n')"
@@ -113,6 +114,7 @@ def _scanqa_records(evidence: Evidence, seed: int) -> list[dict[str, Any]]:
             "object_ids": [item.id for item in draft.objects],
             "object_names": [item.name for item in draft.objects],
             "type": name,
+            "view": draft.view,
         }
         for number, (name, draft) in enumerate(in_turns(groups))
     ]

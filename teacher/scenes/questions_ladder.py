@@ -1,9 +1,10 @@
 """The spatial ladder: easy ScanQA-style questions, rung by rung from one view to the whole room.
 
 VSI-Bench asks for relations a small reader cannot work out even from true geometry; these questions show what the tokens
-hold before they show how clever the reader is. Views are numbered from 1. Balance comes by construction: either member of a
-pair may be named first, pairs whose order changes between views are asked in both, and orders that the names alone suggest
-are thinned out (`balance.py`). Only `higher` stays predictable from names: a window is above a stool in every room.
+hold before they show how clever the reader is. "This view" is the frame `view` of the record. Balance comes by construction:
+either member of a pair may be named first, pairs whose order changes between views are asked in both, and orders that the
+names alone suggest are thinned out (`balance.py`). Only `higher` stays predictable from names: a window is above a stool in
+every room.
 
     python -c "from teacher.scenes import open_scenes; from teacher.scenes.questions import procedural_questions; \
                print(*procedural_questions(open_scenes('procedural:val?count=1')[0], 'scanqa'), sep='\\n')"
@@ -32,11 +33,15 @@ CLOSE_UP = 0.5  # metres; nearer objects fill the view and their distance is gue
 
 @dataclass(frozen=True)
 class Draft:
-    """A question before it has an id: wording, reference answers, the objects it speaks of (empty: an absent one)."""
+    """A question before it has an id: wording, reference answers, the objects it speaks of (empty: an absent one).
+
+    `view` is the frame that "this view" means, counted from 0; None: the question is about the whole clip.
+    """
 
     question: str
     answers: tuple[str, ...]
     objects: tuple[SceneObject, ...] = ()
+    view: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,22 +82,21 @@ def _named(order: Order, winner_first: bool) -> tuple[SceneObject, SceneObject]:
 
 
 def _which(wording: str, orders: Sequence[Order], rng: random.Random, count: int) -> list[Draft]:
-    """Questions answered by the class of the winner; `wording` has slots view, x, y."""
+    """Questions answered by the class of the winner; `wording` has slots x, y."""
     drafts = []
     for order, winner_first in _ask(orders, rng, count):
         x, y = _named(order, winner_first)
-        text = wording.format(view=None if order.view is None else order.view + 1, x=x.name, y=y.name)
-        drafts.append(Draft(text, (order.winner.name,), (x, y)))
+        drafts.append(Draft(wording.format(x=x.name, y=y.name), (order.winner.name,), (x, y), order.view))
     return drafts
 
 
 def _whether(wording: str, orders: Sequence[Order], rng: random.Random, count: int) -> list[Draft]:
-    """Yes/no questions: yes when the winner is named first; `wording` has slots view, x, y."""
+    """Yes/no questions: yes when the winner is named first; `wording` has slots x, y."""
     drafts = []
     for order, winner_first in _ask(orders, rng, count):
         x, y = _named(order, winner_first)
-        text = wording.format(view=None if order.view is None else order.view + 1, x=x.name, y=y.name)
-        drafts.append(Draft(text, ("yes" if winner_first else "no",), (x, y)))
+        answer = "yes" if winner_first else "no"
+        drafts.append(Draft(wording.format(x=x.name, y=y.name), (answer,), (x, y), order.view))
     return drafts
 
 
@@ -116,7 +120,7 @@ def _unexpected(orders: Sequence[Order], rng: random.Random) -> list[Order]:
 def nearer(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """Which is nearer: median ray distances of the visible surfaces at least 15 % apart."""
     orders = _unexpected(_in_views(evidence, lambda a, b: a.distance * NEARER_RATIO < b.distance), rng)
-    return _which("In view {view}, which is nearer to the camera, the {x} or the {y}?", orders, rng, 6)
+    return _which("In this view, which is nearer to the camera, the {x} or the {y}?", orders, rng, 6)
 
 
 def camera_distance(evidence: Evidence, rng: random.Random) -> list[Draft]:
@@ -125,9 +129,10 @@ def camera_distance(evidence: Evidence, rng: random.Random) -> list[Draft]:
     rng.shuffle(sightings)
     return [
         Draft(
-            f"In view {sight.view + 1}, how far is the {sight.object.name} from the camera in meters?",
+            f"In this view, how far is the {sight.object.name} from the camera in meters?",
             (f"{sight.distance:.1f}",),
             (sight.object,),
+            sight.view,
         )
         for sight in sightings[:5]
     ]
@@ -136,14 +141,14 @@ def camera_distance(evidence: Evidence, rng: random.Random) -> list[Draft]:
 def left_of(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """Left in the picture: mean columns of the visible pixels at least 12 % of the width apart."""
     orders = _in_views(evidence, lambda a, b: a.column + SIDEWAYS < b.column)
-    return _whether("In view {view}, is the {x} left of the {y}?", orders, rng, 5)
+    return _whether("In this view, is the {x} left of the {y}?", orders, rng, 5)
 
 
 def in_front_of(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """In front: nine tenths of the visible surface lie at lower depth than nine tenths of the other's, 15 % apart."""
     orders = _in_views(evidence, lambda a, b: a.far < b.near and (a.near + a.far) * NEARER_RATIO < b.near + b.far)
     orders = _unexpected(orders, rng)
-    return _whether("In view {view}, is the {x} in front of the {y}?", orders, rng, 5)
+    return _whether("In this view, is the {x} in front of the {y}?", orders, rng, 5)
 
 
 def higher(evidence: Evidence, rng: random.Random) -> list[Draft]:

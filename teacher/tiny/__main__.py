@@ -115,9 +115,7 @@ def _flat(work: Path, name: str) -> np.ndarray:
 def _texts(work: Path) -> list[str]:
     texts = [f"a photo of a {name}" for name in rooms.class_names()] * 2
     for room in rooms.load_questions(work, "train"):
-        texts += [
-            text for task in ("scanqa", "vsibench") for record in room[task] for text in fit.prompts_and_answers(record, task)
-        ]
+        texts += [text for task in ("scanqa", "vsibench") for record in room[task] for text in fit.item(record, task)[:2]]
     return texts
 
 
@@ -133,7 +131,9 @@ def _latents(work: Path) -> generator.LatentVideos:
         ]
         np.save(images, generator.encode_images(vae, np.concatenate(chunks)))
         np.save(video, generator.encode_videos(vae, np.asarray(rooms.load(work, "video"))))
-    return generator.LatentVideos(np.load(video), np.load(images), np.asarray(rooms.load(work, "video_geometry")))
+    of_images = np.asarray(rooms.load(work, "train_geometry")[:, ::2])
+    of_images = of_images.reshape(-1, *of_images.shape[2:])
+    return generator.LatentVideos(np.load(video), np.load(images), np.asarray(rooms.load(work, "video_geometry")), of_images)
 
 
 def _pack_diffusers(source: Path, target: Path) -> None:

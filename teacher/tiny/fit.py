@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -148,32 +149,46 @@ def word_loss(reader: Reader, visual: Tensor, present: Tensor, words: list[int])
     return -(weight * nn.functional.logsigmoid((2 * present - 1) * logits)).mean()
 
 
-def prompts_and_answers(record: dict[str, Any], task: str) -> tuple[str, str]:
+class Item(NamedTuple):
+    """A question as a reader meets it; `view` is the only view it may look at, None for all."""
+
+    prompt: str
+    answer: str
+    view: int | None = None
+
+
+def item(record: dict[str, Any], task: str) -> Item:
     """The exact prompt of the benchmark and the first reference answer."""
     if task == "scanqa":
-        return scanqa_prompt(record).removeprefix("<image>").strip(), str(record["answers"][0])
-    return vsi_prompt(record), str(record["ground_truth"])
+        return Item(scanqa_prompt(record).removeprefix("<image>").strip(), str(record["answers"][0]), record.get("view"))
+    return Item(vsi_prompt(record), str(record["ground_truth"]))
 
 
-def pick(rng: np.random.Generator, room: dict[str, Any], config: FitConfig) -> tuple[list[str], list[str]]:
-    """The questions of one room in one step: a random share of each task."""
+def pick(rng: np.random.Generator, room: dict[str, Any], config: FitConfig) -> list[Item]:
+    """The questions of one room in one step: per task a random choice in which the types take turns.
+
+    Types, because scores are means over types: there are five distances to ask for in a room, and one room size.
+    """
     chosen = []
-    for task, count in (("scanqa", config.ladder_questions), ("vsibench", config.vsi_questions)):
-        rows = rng.permutation(len(room[task]))[:count]
-        chosen += [prompts_and_answers(room[task][row], task) for row in rows]
-    prompts, answers = zip(*chosen, strict=True)
-    return list(prompts), list(answers)
+    for task, kind, count in (("scanqa", "type", config.ladder_questions), ("vsibench", "question_type", config.vsi_questions)):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in rng.permutation(len(room[task])):
+            groups.setdefault(room[task][row][kind], []).append(room[task][row])
+        kinds = [list(groups.values())[k] for k in rng.permutation(len(groups))]
+        turns = [record for turn in zip_longest(*kinds) for record in turn if record is not None]
+        chosen += [item(record, task) for record in turns[:count]]
+    return chosen
 
 
-def alignment_questions(rng: np.random.Generator, seen: np.ndarray, names: Sequence[str]) -> tuple[list[str], list[str]]:
+def alignment_questions(rng: np.random.Generator, seen: np.ndarray, names: Sequence[str]) -> list[Item]:
     """Balanced yes/no questions about classes in the room and in single views: the dense first lesson (LLaVA's captions)."""
-    chosen: list[tuple[str, str]] = []
+    chosen = []
     for answer, wanted in (("yes", True), ("no", False)):
         rows = np.flatnonzero(seen.any(0) == wanted)
-        chosen += [(f"Is there a {names[k]} in the room? {ASK}", answer) for k in rng.permutation(rows)[:6]]
+        chosen += [Item(f"Is there a {names[k]} in the room? {ASK}", answer) for k in rng.permutation(rows)[:6]]
         pairs = np.argwhere(seen == wanted)
-        chosen += [(f"In view {t + 1}, is there a {names[k]}? {ASK}", answer) for t, k in rng.permutation(pairs)[:6]]
-    return [prompt for prompt, _ in chosen], [answer for _, answer in chosen]
+        chosen += [Item(f"In this view, is there a {names[k]}? {ASK}", answer, int(t)) for t, k in rng.permutation(pairs)[:6]]
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -210,14 +225,12 @@ def train_reader(
         aligned: list[Tensor] = []
         lost: list[Tensor] = []
         for room in rng.integers(0, len(questions), config.rooms):
-            if streams is not None and step < aligning:
-                prompts, answers = alignment_questions(rng, streams.seen(room), names)
-            else:
-                prompts, answers = pick(rng, questions[room], config)
+            lesson_one = streams is not None and step < aligning
+            items = alignment_questions(rng, streams.seen(room), names) if lesson_one else pick(rng, questions[room], config)
             with torch.autocast("cpu", torch.bfloat16):
                 raw = [] if streams is None else streams.rows(room)
                 visual = None if tokens is None else tokens(*raw)
-                losses.append(reader.loss(visual, prompts, answers))
+                losses.append(reader.loss(visual, *zip(*items, strict=True)))
                 if streams is not None and visual is not None and reader.connector is not None:
                     aligned.append(word_loss(reader, reader.connector(visual), streams.present(room), words))
             if recover is not None and visual is not None:
@@ -256,7 +269,8 @@ def answers(
     for index, room in enumerate(questions):
         visual = None if streams is None or tokens is None else tokens(*streams.rows(index))
         records = room[task]
-        texts = reader.answer(visual, [prompts_and_answers(record, task)[0] for record in records])
+        items = [item(record, task) for record in records]
+        texts = reader.answer(visual, [i.prompt for i in items], views=[i.view for i in items])
         key = "question_id" if task == "scanqa" else "id"
         found |= {record[key]: text for record, text in zip(records, texts, strict=True)}
     return found

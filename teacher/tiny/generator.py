@@ -39,18 +39,20 @@ class GeneratorConfig:
     shift: float = 3.0
     muon_lr: float = 0.02
     adamw_lr: float = 1e-3
-    geometry_steps: int = 600
+    geometry_steps: int = 2400
+    geometry_image_fraction: float = 0.5
     geometry_weight: float = 1.0
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class LatentVideos:
-    """Training latents: video (N, 5, 16, h, w), images (M, 16, h, w) and, for `geometry`, targets (N, 5, 4, h, w)."""
+    """Training latents: video (N, 5, 16, h, w), images (M, 16, h, w); for `geometry` the targets of each, with 4 channels."""
 
     video: np.ndarray
     images: np.ndarray
     geometry: np.ndarray
+    image_geometry: np.ndarray
 
 
 def build(config: GeneratorConfig, out_channels: int = 16) -> WanTransformer3DModel:
@@ -121,7 +123,7 @@ def train_generator(data: LatentVideos, work: Path, config: GeneratorConfig) -> 
     model = build(config)
 
     def loss(step: int) -> dict[str, Tensor]:
-        error, _ = flow_loss(model, *_batch(data, step, config)[:3])
+        error, _ = flow_loss(model, *_batch(data, step, config, config.image_fraction)[:3])
         return {"loss": error.mean()}
 
     optimizers = muon_and_adamw(model, config.muon_lr, config.adamw_lr)
@@ -132,7 +134,10 @@ def train_generator(data: LatentVideos, work: Path, config: GeneratorConfig) -> 
 def train_geometry(
     generative: WanTransformer3DModel, data: LatentVideos, work: Path, config: GeneratorConfig
 ) -> WanTransformer3DModel:
-    """The auxiliary model: continues from `generative`, also regressing (log depth - 1) / 0.5 and world xyz / 2 per cell."""
+    """The auxiliary model: continues from `generative`, also regressing (log depth - 1) / 0.5 and xyz / 2 per cell.
+
+    xyz is in metres, in the camera of the first frame.
+    """
     model = build(config, out_channels=20)
     state = generative.state_dict()
     for name in ("proj_out.weight", "proj_out.bias"):
@@ -140,7 +145,7 @@ def train_geometry(
     model.load_state_dict(state)
 
     def loss(step: int) -> dict[str, Tensor]:
-        clean, sigmas, noise, target = _batch(data, step + 10**6, config, images=False)
+        clean, sigmas, noise, target = _batch(data, step + 10**6, config, config.geometry_image_fraction)
         error, extra = flow_loss(model, clean, sigmas, noise)
         geometry = (extra - target).square().clamp(max=9).mean()
         return {"loss": error.mean() + config.geometry_weight * geometry, "flow": error.mean(), "geometry": geometry}
@@ -151,15 +156,21 @@ def train_geometry(
 
 
 def _batch(
-    data: LatentVideos, step: int, config: GeneratorConfig, images: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    data: LatentVideos, step: int, config: GeneratorConfig, image_fraction: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Clean latents (B, T, 16, h, w), sigmas (B, T), noise and geometry targets (B, T, 4, h, w) of one step."""
     rng = step_rng(config.seed, step)
-    if images and rng.random() < config.image_fraction:
-        clean = data.images[rng.integers(0, len(data.images), config.image_batch)][:, None]
-        target = None
+    if rng.random() < image_fraction:
+        rows = rng.integers(0, len(data.images), config.image_batch)
+        clean, target = data.images[rows][:, None], data.image_geometry[rows][:, None]
     else:
         rows = rng.integers(0, len(data.video), config.video_batch)
-        clean, target = data.video[rows], torch.from_numpy(data.geometry[rows].astype(np.float32))
+        clean, target = data.video[rows], data.geometry[rows]
     sigmas = frame_sigmas(rng, clean.shape[0], clean.shape[1], config)
     noise = rng.standard_normal(clean.shape, dtype=np.float32)
-    return torch.from_numpy(clean.astype(np.float32)), torch.from_numpy(sigmas), torch.from_numpy(noise), target
+    return (
+        torch.from_numpy(clean.astype(np.float32)),
+        torch.from_numpy(sigmas),
+        torch.from_numpy(noise),
+        torch.from_numpy(target.astype(np.float32)),
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,21 @@ def coverage(clip: PosedClip, names: list[str]) -> np.ndarray:
 def geometry(clip: PosedClip) -> np.ndarray:
     """(T', 4, GRID, GRID) float16: (log depth - 1) / 0.5 and xyz / 2 in the first camera, per latent frame and cell."""
     rows = np.arange(0, len(clip.rgb), GROUP)  # the last frame of each temporal group
-    points = (
-        clip.world_points()[rows] @ np.linalg.inv(clip.camera_to_world[0])[:3, :3].T
-        + np.linalg.inv(clip.camera_to_world[0])[:3, 3]
-    )
-    depth = np.log(np.clip(cells(clip.depth[rows]), 0.05, None)).mean(-1)
+    first = np.linalg.inv(clip.camera_to_world[0])
+    return _targets(clip.depth[rows], clip.world_points()[rows] @ first[:3, :3].T + first[:3, 3])
+
+
+def image_geometry(clip: PosedClip) -> np.ndarray:
+    """(T, 4, GRID, GRID) float16: the same for frames that are pictures of their own, each in its own camera."""
+    inverse = np.linalg.inv(clip.camera_to_world)
+    points = np.einsum("tij,thwj->thwi", inverse[:, :3, :3], clip.world_points()) + inverse[:, None, None, :3, 3]
+    return _targets(clip.depth, points)
+
+
+def _targets(depth: np.ndarray, points: np.ndarray) -> np.ndarray:
+    logs = np.log(np.clip(cells(depth), 0.05, None)).mean(-1)
     place = np.nanmean(cells(points.astype(np.float32)), axis=3)
-    return np.concatenate([(depth[:, None] - 1) / 0.5, np.moveaxis(place, -1, 1) / 2], 1).astype(np.float16)
+    return np.concatenate([(logs[:, None] - 1) / 0.5, np.moveaxis(place, -1, 1) / 2], 1).astype(np.float16)
 
 
 def _video(uri: str, index: int) -> tuple[Any, ...]:
@@ -92,7 +100,7 @@ def _video(uri: str, index: int) -> tuple[Any, ...]:
 def _tour(uri: str, index: int, limit: int) -> tuple[Any, ...]:
     clip = open_scenes(uri)[index]
     questions = {task: procedural_questions(clip, task, limit=limit) for task in ("scanqa", "vsibench")}
-    return clip.rgb, coverage(clip, class_names()), json.dumps({"scene_id": clip.scene_id, **questions})
+    return clip.rgb, coverage(clip, class_names()), image_geometry(clip), json.dumps({"scene_id": clip.scene_id, **questions})
 
 
 def render(work: Path, config: RoomsConfig) -> None:
@@ -102,7 +110,8 @@ def render(work: Path, config: RoomsConfig) -> None:
     _collect(work, ("video", "video_geometry"), _video, config.videos, (videos,))
     for name, split, count in (("val", "val", config.val_tours), ("train", "train", config.tours)):
         uri = tour_uri(split, count, config)
-        _collect(work, (f"{name}_rgb", f"{name}_coverage", f"{name}_questions"), _tour, count, (uri, config.questions))
+        names = [f"{name}_{part}" for part in ("rgb", "coverage", "geometry", "questions")]
+        _collect(work, names, _tour, count, (uri, config.questions))
 
 
 def tour_uri(split: str, count: int, config: RoomsConfig) -> str:
@@ -118,7 +127,7 @@ def load_questions(work: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (work / f"{name}_questions.jsonl").read_text().splitlines()]
 
 
-def _collect(work: Path, names: tuple[str, ...], function: Callable, count: int, arguments: tuple) -> None:
+def _collect(work: Path, names: Sequence[str], function: Callable, count: int, arguments: tuple) -> None:
     suffix = ["jsonl" if name.endswith("questions") else "npy" for name in names]
     paths = [work / f"{name}.{end}" for name, end in zip(names, suffix, strict=True)]
     if all(path.exists() for path in paths):

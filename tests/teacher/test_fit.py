@@ -75,18 +75,26 @@ class TestQuestions:
     def test_lessons_are_balanced_and_speak_of_what_is_there(self, streams) -> None:
         names = rooms.class_names()
         seen = streams.seen(0)
-        prompts, answers = fit.alignment_questions(np.random.default_rng(0), seen, names)
+        items = fit.alignment_questions(np.random.default_rng(0), seen, names)
+        answers = [item.answer for item in items]
         assert answers.count("yes") == answers.count("no") == 12
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for prompt, answer, view in items:
             name = next(n for n in sorted(names, key=len, reverse=True) if f"a {n} " in prompt or f"a {n}?" in prompt)
-            view = int(prompt.split()[2].rstrip(",")) - 1 if prompt.startswith("In view") else None
+            assert (view is not None) == prompt.startswith("In this view, ")
             there = seen[:, names.index(name)].any() if view is None else seen[view, names.index(name)]
             assert (answer == "yes") == there
 
     def test_a_step_has_the_asked_for_number_of_each_task(self, questions) -> None:
-        prompts, answers = fit.pick(np.random.default_rng(0), questions[0], CONFIG)
-        assert len(prompts) == len(answers) == 5
-        assert sum("These are frames of a video" in prompt for prompt in prompts) == 2
+        items = fit.pick(np.random.default_rng(0), questions[0], CONFIG)
+        assert len(items) == 5
+        assert sum("These are frames of a video" in item.prompt for item in items) == 2
+
+    def test_types_take_turns(self, questions) -> None:
+        kinds = {record["question_type"] for record in questions[0]["vsibench"]}
+        of = {fit.item(record, "vsibench"): record["question_type"] for record in questions[0]["vsibench"]}
+        config = replace(CONFIG, ladder_questions=0, vsi_questions=len(kinds))
+        for seed in range(3):
+            assert {of[item] for item in fit.pick(np.random.default_rng(seed), questions[0], config)} == kinds
 
     def test_blind_readers_meet_as_many_questions_as_seeing_ones(self) -> None:
         assert fit.FitConfig(base_steps=100, alignment=0.2).blind_base_steps == 80

@@ -14,7 +14,7 @@ from vega_artifact import UserError
 FRAMES = 8
 PROMPTS = [
     "How many chair(s) are in this room?",
-    "In view 1, which is nearer to the camera, the cabinet or the door? Answer the question simply.",
+    "In this view, which is nearer to the camera, the cabinet or the door? Answer the question simply.",
     "These are frames of a video.\nWhat is the size of this room (in square meters)?",
     "Is there a sofa?",
 ]
@@ -56,6 +56,10 @@ def logits_alone(reader: Reader, visual: Tensor | None, ids: list[int]) -> Tenso
     return output.logits[0, -len(ids) :]
 
 
+def everything(prefix: Tensor, texts: list[list[int]]) -> Tensor:
+    return torch.ones(len(texts), len(prefix), dtype=torch.bool)
+
+
 def decode_naively(reader: Reader, visual: Tensor | None, prompt: str, count: int = 8) -> list[int]:
     """Greedy decoding that runs everything again for each token."""
     ids, said = reader._encode(prompt), []
@@ -70,7 +74,7 @@ def test_packed_logits_are_those_of_each_question_alone(reader: Reader) -> None:
     visual = tokens()
     texts = [reader._encode(prompt) for prompt in PROMPTS]
     prefix = reader.prefix(visual)
-    packed = reader._pack(prefix, texts)[0][len(prefix) :].split([len(text) for text in texts])
+    packed = reader._pack(prefix, texts, everything(prefix, texts))[0][len(prefix) :].split([len(text) for text in texts])
     for text, found in zip(texts, packed, strict=True):
         torch.testing.assert_close(found, logits_alone(reader, visual, text), rtol=1e-3, atol=1e-3)
 
@@ -81,6 +85,26 @@ def test_cached_decoding_equals_naive_decoding(reader: Reader) -> None:
     assert reader.answer(visual, PROMPTS) == naive
     assert [reader.answer(visual, [prompt])[0] for prompt in PROMPTS] == naive
     assert reader.answer(visual, PROMPTS[::-1]) == naive[::-1]
+
+
+def test_a_question_about_one_view_is_answered_from_that_view_alone(reader: Reader) -> None:
+    visual, views = tokens(), [None, 2, 0, 1]
+    alone = [reader.answer(visual, [prompt], views=[view])[0] for prompt, view in zip(PROMPTS, views, strict=True)]
+    assert reader.answer(visual, PROMPTS, views=views) == alone
+    changed = visual.clone()
+    changed[1] += 1
+    again = reader.answer(changed, PROMPTS, views=views)
+    assert again[1:3] == alone[1:3]
+    with torch.no_grad():
+        losses = [reader.loss(maps, PROMPTS[1:2], ANSWERS[1:2], views=[2]) for maps in (visual, changed, visual.flip(0))]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_view_that_was_not_given_is_refused() -> None:
+    with pytest.raises(UserError, match="view 3; views 0..2 were given"):
+        lively("fused").answer(tokens(), PROMPTS[:1], views=[3])
+    with pytest.raises(ValueError, match="1 views given for 4 questions"):
+        lively("fused").answer(tokens(), PROMPTS, views=[0])
 
 
 def test_lively_answers_differ_so_that_the_comparison_means_something() -> None:
@@ -118,7 +142,7 @@ def test_no_question_sees_another() -> None:
         lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"].requires_grad_()), with_kwargs=True
     )
     prefix = reader.prefix(tokens())
-    logits = reader._pack(prefix, texts)[0]
+    logits = reader._pack(prefix, texts, everything(prefix, texts))[0]
     hook.remove()
     bounds = [len(prefix), *(len(prefix) + sum(len(t) for t in texts[: k + 1]) for k in range(3))]
     logits[bounds[1] : bounds[2]].square().sum().backward()
