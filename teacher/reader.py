@@ -2,8 +2,8 @@
 
 The questions of one scene share its visual prefix, so they are packed into one sequence: every question attends to the prefix
 and to itself only, and positions restart after the prefix. One pass then costs the prefix once, in training and in greedy
-decoding, and gives the same logits as asking each question alone (a test compares them). A question about one view attends
-to the tokens of that view only, as if the reader had been shown a single picture.
+decoding, and gives the same logits as asking each question alone (a test compares them). Visual tokens attend to all tokens of
+their own view and to no other view, so that a question about one view, which attends to that view only, knows nothing else.
 
     python -c "from teacher.tiny.bundle import load_reader; print(load_reader("blind", 0).answer(None, ["How many chair(s)?"]))"
 """
@@ -83,7 +83,7 @@ class Reader(nn.Module):
         texts = [a + s for a, s in zip(asked, said, strict=True)]
         labels = [[-100] * len(a) + s for a, s in zip(asked, said, strict=True)]
         prefix = self.prefix(tokens)
-        logits, _ = self._pack(prefix, texts, self._shown(tokens, len(prefix), len(prompts), views))
+        logits, _, _ = self._pack(prefix, self._owners(tokens, len(prefix)), texts, views)
         flat = torch.tensor([label for row in labels for label in row])
         # the token at position i is predicted from i - 1, which for packed questions is always inside the same question
         keep = flat[1:] != -100
@@ -107,8 +107,7 @@ class Reader(nn.Module):
             return []
         asked = [self._encode(prompt) for prompt in prompts]
         prefix = self.prefix(tokens)
-        shown = self._shown(tokens, len(prefix), len(asked), views)
-        logits, cache = self._pack(prefix, asked, shown)
+        logits, cache, shown = self._pack(prefix, self._owners(tokens, len(prefix)), asked, views)
         ends = torch.tensor([len(a) for a in asked]).cumsum(0) + len(prefix) - 1
         chosen = logits[ends].argmax(-1)
         owner = torch.cat([torch.full((len(a),), index) for index, a in enumerate(asked)])
@@ -131,34 +130,33 @@ class Reader(nn.Module):
             written.append(chosen)
         return [self._decode([int(row[i]) for row in written]) for i in range(len(asked))]
 
-    def _shown(self, tokens: Tensor | None, length: int, asked: int, views: Sequence[int | None] | None) -> Tensor:
-        """What each question sees of a prefix of `length`: (asked, length) bool. The bos token is seen by all."""
-        shown = torch.ones(asked, length, dtype=torch.bool)
-        if views is None or tokens is None or length == 1:
-            return shown
-        if len(views) != asked:
-            raise ValueError(f"{len(views)} views given for {asked} questions")
+    def _owners(self, tokens: Tensor | None, length: int) -> Tensor:
+        """Which view each place of a prefix of `length` belongs to, int64 (length,); -1 for the bos token."""
+        if tokens is None or length == 1:
+            return torch.full((length,), -1)
         cells = torch.arange(len(tokens)).repeat_interleave((length - 1) // len(tokens))
-        for row, view in enumerate(views):
-            if view is not None and not 0 <= view < len(tokens):
-                raise UserError(f"a question asks about view {view}; views 0..{len(tokens) - 1} were given")
-            if view is not None:
-                shown[row, 1:] = cells == view
-        return shown
+        return torch.cat([torch.tensor([-1]), cells])
 
-    def _pack(self, prefix: Tensor, texts: Sequence[Sequence[int]], shown: Tensor) -> tuple[Tensor, DynamicCache]:
-        """One forward over prefix + all texts; returns logits (P + sum of lengths, V) and the filled cache."""
+    def _pack(
+        self, prefix: Tensor, owners: Tensor, texts: Sequence[Sequence[int]], views: Sequence[int | None] | None
+    ) -> tuple[Tensor, DynamicCache, Tensor]:
+        """One forward over prefix + all texts.
+
+        Returns:
+            logits (P + sum of lengths, V), the filled cache, and what each text sees of the prefix, bool (texts, P).
+        """
         flat = torch.tensor([token for text in texts for token in text])
         owner = torch.cat([torch.full((len(text),), index) for index, text in enumerate(texts)])
+        shown = _shown(owners, len(texts), views)
         start = len(prefix)
         # visual tokens share one position: their own embeddings say where they are, and a rotary phase that differs between
         # them only hides from a small model that a word and a patch mean the same
         place = torch.zeros(start, dtype=torch.long)
         positions = torch.cat([place, *(QUESTION_START + torch.arange(len(text)) for text in texts)])
-        # bos and visual tokens are causal among themselves, a text sees its share of them and its own tokens up to each
-        causal = torch.ones(start + len(flat), start + len(flat), dtype=torch.bool).tril()
-        texts_see = torch.cat([shown[owner], owner[:, None] == owner[None]], dim=1)
-        mask = causal & torch.cat([torch.ones(start, start + len(flat), dtype=torch.bool), texts_see])
+        own_view = (owners[:, None] == owners[None]) | (owners[None] == -1)
+        own_text = (owner[:, None] == owner[None]).tril()
+        nothing = torch.zeros(start, len(flat), dtype=torch.bool)
+        mask = torch.cat([torch.cat([own_view, nothing], dim=1), torch.cat([shown[owner], own_text], dim=1)])
         embeds = torch.cat([prefix, self.model.get_input_embeddings()(flat)])[None]
         cache = DynamicCache() if not self.training else None
         output = self.model(
@@ -168,7 +166,7 @@ class Reader(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
         )
-        return output.logits[0], cache
+        return output.logits[0], cache, shown
 
     def _encode(self, text: str, answer: bool = False) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
@@ -183,3 +181,17 @@ class Reader(nn.Module):
         kept = ids[: ids.index(eos)] if eos in ids else ids
         # the embedded tokenizer has one token per digit and decodes "3 . 4"
         return re.sub(r"(?<=[0-9.]) (?=[0-9.])", "", self.tokenizer.decode(kept)).strip()
+
+
+def _shown(owners: Tensor, asked: int, views: Sequence[int | None] | None) -> Tensor:
+    """What each question sees of a prefix: bool (asked, P); the bos token is seen by all."""
+    if views is None:
+        views = [None] * asked
+    if len(views) != asked:
+        raise ValueError(f"{len(views)} views given for {asked} questions")
+    count = int(owners.max()) + 1
+    for view in views:
+        if count and view is not None and not 0 <= view < count:
+            raise UserError(f"a question asks about view {view}; views 0..{count - 1} were given")
+    wanted = torch.tensor([-1 if view is None else view for view in views])[:, None]
+    return (wanted == -1) | (owners == -1) | (owners == wanted)

@@ -71,11 +71,7 @@ def load_mixer(name: str, bundle: Path = BUNDLE) -> FusedTokens | None:
 
 def load_semantic_tokens(bundle: Path = BUNDLE) -> SemanticTokens:
     """The projector of the semantic-only readers."""
-    return read_semantic_tokens(bundle / "fusion" / "semantic.safetensors")
-
-
-def read_semantic_tokens(path: Path) -> SemanticTokens:
-    """A semantic projector from its own file."""
+    path = bundle / "fusion" / "semantic.safetensors"
     _require(path)
     tokens = SemanticTokens(WIDTH, WIDTH)
     tokens.load_state_dict({key: value.float() for key, value in load_file(path).items()})

@@ -1,15 +1,15 @@
-"""Stage 4 of the embedded teacher: fusion and readers, trained on the questions of procedural rooms.
+"""Stage 4 of the embedded teacher: fusion and readers, trained on procedural rooms.
 
-VEGA-3D adds a generative branch to a vision-language model that exists already; so does this. In order:
+VEGA-3D adds a generative branch to a vision-language model that exists already; a reader this small can start from nothing, so
+each condition gets a model of its own, and nothing in it was fitted to another condition's tokens:
 
-1. a semantic projector that loses nothing: a linear map gets the stream back from its tokens (no questions yet);
-2. a base reader on its tokens, from scratch: the vision-language model everything starts from;
-3. per seeing condition (`fused`, `semantic`) the tokens are trained through a copy of the base reader, and must still give back
-   every stream they were made of: the answers alone let a gate drop whatever the reader has not learned to use;
-4. per condition and seed the base reader is trained on the frozen tokens of its condition.
+1. tokens that lose nothing: a projector (`semantic`) or a gated fusion of both streams (`fused`), trained so that linear maps
+   get every stream back. No questions yet: answers alone let a gate drop whatever the reader has not learned to use;
+2. a base reader per condition, from scratch on its frozen tokens;
+3. three readers per condition, each from the base on with questions of its own.
 
-Fused and semantic get the same steps, questions and starting point, so they differ in the tokens alone. Blind readers go
-through steps 2 and 4 as well, with as many questions.
+Conditions get the same steps and questions, so they differ in the tokens alone. Blind readers go through 2 and 3 with as many
+questions.
 
     python -m teacher.tiny train --stage fit
 """
@@ -40,19 +40,17 @@ COVERED = 0.15  # share of a patch a class must cover to count, as in the semant
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Steps of the four parts, and what is in a step. `teacher`: whose generative stream is fused."""
+    """Steps of the three parts, and what is in a step. `teacher`: whose generative stream is fused."""
 
     teacher: str = "tiny-geometry"
-    recover_steps: int = 600
-    base_steps: int = 3000
-    tokens_steps: int = 600
+    recover_steps: int = 800
+    base_steps: int = 3500
     reader_steps: int = 500
     alignment: float = 0.2  # share of the steps from scratch that only ask which classes are in the room and in a view
     fusion: str = "token_gated"
-    recover: float = 0.5  # weight of the loss that asks the tokens for the streams they were made of
     rooms: int = 4
-    ladder_questions: int = 9
-    vsi_questions: int = 7
+    ladder_questions: int = 16
+    vsi_questions: int = 4
     words: float = 0.5  # weight of the loss that makes visual embeddings decodable as class words, from scratch
     words_later: float = 0.1  # its weight afterwards
     seed: int = 0
@@ -209,12 +207,9 @@ def train_reader(
     questions: list[dict[str, Any]],
     work: Path,
     config: FitConfig,
-    recover: Recover | None = None,
 ) -> None:
-    """Train a reader in place, and with it `tokens` (a mixer or projector) when `recover` is given."""
+    """Train a reader in place on frozen `tokens` (a mixer or projector; None for a blind one)."""
     trained = nn.ModuleDict({"reader": reader})
-    if recover is not None:
-        trained.update({"tokens": tokens, "recover": recover})
     names, words = class_names(), class_words(reader.tokenizer)
     aligning = config.alignment * lesson.steps if lesson.scratch and streams is not None else 0
     word_weight = config.words if lesson.scratch else config.words_later
@@ -223,7 +218,6 @@ def train_reader(
         rng = step_rng(config.seed + 1000 * lesson.seed, step)
         losses: list[Tensor] = []
         aligned: list[Tensor] = []
-        lost: list[Tensor] = []
         for room in rng.integers(0, len(questions), config.rooms):
             lesson_one = streams is not None and step < aligning
             items = alignment_questions(rng, streams.seen(room), names) if lesson_one else pick(rng, questions[room], config)
@@ -233,9 +227,7 @@ def train_reader(
                 losses.append(reader.loss(visual, *zip(*items, strict=True)))
                 if streams is not None and visual is not None and reader.connector is not None:
                     aligned.append(word_loss(reader, reader.connector(visual), streams.present(room), words))
-            if recover is not None and visual is not None:
-                lost.append(recover(visual, raw))
-        parts = {"answer": (1.0, losses), "word": (word_weight, aligned), "lost": (config.recover, lost)}
+        parts = {"answer": (1.0, losses), "word": (word_weight, aligned)}
         means = {name: (weight, torch.stack(values).mean()) for name, (weight, values) in parts.items() if values}
         total = torch.stack([weight * value for weight, value in means.values()]).sum()
         return {"loss": total} | {name: value.detach() for name, (_, value) in means.items()}
@@ -246,8 +238,8 @@ def train_reader(
     trained.eval()
 
 
-def new_tokens(streams: Streams, config: FitConfig, base: SemanticTokens | None = None) -> FusedTokens | SemanticTokens:
-    """Untrained tokens of a condition, with the semantic projector of `base` if given."""
+def new_tokens(streams: Streams, config: FitConfig) -> FusedTokens | SemanticTokens:
+    """Untrained tokens of a condition."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if streams.generative is None:
@@ -255,8 +247,6 @@ def new_tokens(streams: Streams, config: FitConfig, base: SemanticTokens | None 
         else:
             sample = np.asarray(streams.generative[:64], dtype=np.float32)
             tokens = new_mixer(config.fusion, scale=float(sample.std()))
-    if base is not None:
-        tokens.semantic_projector.load_state_dict(base.semantic_projector.state_dict())
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""The four parts of the `fit` stage, in order, and what each of them needs; how a reader learns is in `teacher.tiny.fit`.
+"""The three parts of the `fit` stage, in order, and what each of them needs; how a reader learns is in `teacher.tiny.fit`.
 
 python -m teacher.tiny train --stage fit
 """
@@ -12,22 +12,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
+from safetensors.torch import load_file
 from torch import nn
 
 from teacher.reader import Reader
-from teacher.streams import SemanticTokens, load_pipeline
+from teacher.streams import load_pipeline
 from teacher.tiny import fit, rooms
 from teacher.tiny.bundle import (
+    CONDITIONS,
     READER_SEEDS,
     load_semantic_tower,
     load_tokenizer,
     new_reader,
     read_reader,
-    read_semantic_tokens,
     save_half,
 )
 
-SCRATCH, TOKENS, READER = 0, 200, 300  # keep the random numbers of the parts apart
+SEEING = ("semantic", "fused")
+SCRATCH, READER = 0, 300  # keep the random numbers of the parts apart
 
 
 @dataclass
@@ -42,76 +44,60 @@ class School:
         self.tokenizer, self.questions = load_tokenizer(), rooms.load_questions(self.work, "train")
         self.streams = streams_of(self.work, self.condition, "train", self.config.teacher)
 
-    def teach(self, lesson: fit.Lesson, reader: Reader, tokens: nn.Module | None, recover: fit.Recover | None = None) -> None:
-        fit.train_reader(lesson, reader, tokens, self.streams, self.questions, self.work, self.config, recover)
+    def tokens(self) -> nn.Module | None:
+        """The frozen tokens of part 1."""
+        if self.streams is None:
+            return None
+        tokens = fit.new_tokens(self.streams, self.config)
+        tokens.load_state_dict({key: value.float() for key, value in load_file(self._tokens_path()).items()})
+        return tokens.eval().requires_grad_(False)
 
-    def base_tokens(self) -> SemanticTokens:
-        return read_semantic_tokens(self.work / "projector.safetensors")
+    def _tokens_path(self) -> Path:
+        return self.work / "fusion" / f"{self.config.teacher if self.condition == 'fused' else self.condition}.safetensors"
 
-    def base_reader(self) -> Reader:
-        name = "base_blind" if self.streams is None else "base"
-        condition = "blind" if self.streams is None else "semantic"
-        return read_reader(self.work / f"{name}.safetensors", self.tokenizer, condition).requires_grad_(True)
+    def learn_tokens(self) -> None:
+        assert self.streams is not None
+        tokens = fit.new_tokens(self.streams, self.config)
+        fit.train_recover(tokens, fit.Recover(self.streams), self.streams, self.work, f"tokens_{self.condition}", self.config)
+        save_half(tokens, self._tokens_path())
+
+    def _base_path(self) -> Path:
+        return self.work / f"base_{self.condition}.safetensors"
+
+    def teach_base(self) -> None:
+        steps = self.config.base_steps if self.streams is not None else self.config.blind_base_steps
+        reader = new_reader(self.tokenizer, self.condition, seed=0)
+        self._teach(fit.Lesson(f"base_{self.condition}", steps, SCRATCH, scratch=True), reader)
+        save_half(reader, self._base_path())
+
+    def teach_reader(self, seed: int) -> None:
+        reader = read_reader(self._base_path(), self.tokenizer, self.condition).requires_grad_(True)
+        name = f"{self.condition}-{seed}"
+        self._teach(fit.Lesson(f"reader_{name}", self.config.reader_steps, READER + seed, scratch=False), reader)
+        save_half(reader, self.work / "readers" / f"{name}.safetensors")
+
+    def _teach(self, lesson: fit.Lesson, reader: Reader) -> None:
+        fit.train_reader(lesson, reader, self.tokens(), self.streams, self.questions, self.work, self.config)
 
 
-def projector(work: Path, config: fit.FitConfig) -> None:
-    """1: the semantic projector everything starts from."""
-    streams = streams_of(work, "semantic", "train", config.teacher)
-    assert streams is not None
-    tokens = fit.new_tokens(streams, config)
-    fit.train_recover(tokens, fit.Recover(streams), streams, work, "projector", config)
-    save_half(tokens, work / "projector.safetensors")
+def tokens(work: Path, config: fit.FitConfig) -> None:
+    for condition in SEEING:
+        School(work, config, condition).learn_tokens()
 
 
-def base(work: Path, config: fit.FitConfig) -> None:
-    """2: the base reader, from scratch on the frozen projector."""
-    school = School(work, config, "semantic")
-    reader = new_reader(school.tokenizer, "semantic", seed=0)
-    school.teach(fit.Lesson("base", config.base_steps, SCRATCH, scratch=True), reader, school.base_tokens())
-    save_half(reader, work / "base.safetensors")
+def bases(work: Path, config: fit.FitConfig) -> None:
+    for condition in CONDITIONS:
+        School(work, config, condition).teach_base()
 
 
-def seeing(work: Path, config: fit.FitConfig) -> None:
-    """3 and 4: tokens and readers of the seeing conditions, from the base reader on."""
-    for condition in ("semantic", "fused"):
+def readers(work: Path, config: fit.FitConfig) -> None:
+    for condition in CONDITIONS:
         school = School(work, config, condition)
-        assert school.streams is not None
-        tokens, recover = fit.new_tokens(school.streams, config, school.base_tokens()), fit.Recover(school.streams)
-        fit.train_recover(tokens, recover, school.streams, work, f"recover_{condition}", config)
-        school.teach(
-            fit.Lesson(f"tokens_{condition}", config.tokens_steps, TOKENS, scratch=False),
-            school.base_reader(),
-            tokens,
-            recover,
-        )
-        tokens.eval().requires_grad_(False)
-        save_half(tokens, work / "fusion" / f"{config.teacher if condition == 'fused' else condition}.safetensors")
         for seed in READER_SEEDS:
-            reader = school.base_reader()
-            school.teach(
-                fit.Lesson(f"reader_{condition}-{seed}", config.reader_steps, READER + seed, scratch=False), reader, tokens
-            )
-            save_half(reader, work / "readers" / f"{condition}-{seed}.safetensors")
+            school.teach_reader(seed)
 
 
-def blind(work: Path, config: fit.FitConfig) -> None:
-    """2 and 4 for readers that get the questions alone."""
-    school = School(work, config, "blind")
-    reader = new_reader(school.tokenizer, "blind", seed=0)
-    school.teach(fit.Lesson("base_blind", config.blind_base_steps, SCRATCH, scratch=True), reader, None)
-    save_half(reader, work / "base_blind.safetensors")
-    for seed in READER_SEEDS:
-        reader = school.base_reader()
-        school.teach(fit.Lesson(f"reader_blind-{seed}", config.reader_steps, READER + seed, scratch=False), reader, None)
-        save_half(reader, work / "readers" / f"blind-{seed}.safetensors")
-
-
-PARTS: dict[str, Callable[[Path, fit.FitConfig], None]] = {
-    "projector": projector,
-    "base": base,
-    "seeing": seeing,
-    "blind": blind,
-}
+PARTS: dict[str, Callable[[Path, fit.FitConfig], None]] = {"tokens": tokens, "bases": bases, "readers": readers}
 
 
 def streams_of(work: Path, condition: str, split: str, teacher: str) -> fit.Streams | None:

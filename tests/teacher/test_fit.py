@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from teacher.scenes import open_scenes
 from teacher.scenes.questions import procedural_questions
-from teacher.tiny import bundle, fit, rooms
+from teacher.tiny import bundle, fit, rooms, school
 
 CONFIG = fit.FitConfig(recover_steps=40, rooms=1, ladder_questions=3, vsi_questions=2)
 
@@ -65,11 +66,6 @@ class TestTokens:
         assert same(first, fit.new_tokens(streams, CONFIG))
         assert not same(first, fit.new_tokens(streams, replace(CONFIG, seed=1)))
 
-    def test_start_with_the_semantic_projector_of_the_base(self, streams) -> None:
-        base = fit.new_tokens(replace(streams, generative=None), replace(CONFIG, seed=5))
-        fused = fit.new_tokens(streams, CONFIG, base)
-        assert same(weights(base.semantic_projector), fused.semantic_projector)
-
 
 class TestQuestions:
     def test_lessons_are_balanced_and_speak_of_what_is_there(self, streams) -> None:
@@ -109,16 +105,41 @@ class TestReader:
         assert not same(before, reader)
         assert same(held, tokens)
 
-    def test_with_recover_the_tokens_learn_too(self, streams, questions, tmp_path: Path) -> None:
-        reader = bundle.new_reader(bundle.load_tokenizer(), "fused", 0)
-        tokens = fit.new_tokens(streams, CONFIG)
-        held = weights(tokens)
-        lesson = fit.Lesson("toy", 2, 0, False)
-        fit.train_reader(lesson, reader, tokens, streams, questions, tmp_path, CONFIG, fit.Recover(streams))
-        assert not same(held, tokens)
-
     def test_queries_and_keys_start_alike(self) -> None:
         for layer in bundle.new_reader(bundle.load_tokenizer(), "blind", 0).model.model.layers:
             query = layer.self_attn.q_proj.weight
             assert torch.equal(query, layer.self_attn.k_proj.weight)
             assert torch.allclose(query @ query.T, torch.eye(len(query)), atol=1e-5)
+
+
+class TestSchool:
+    @pytest.fixture
+    def work(self, streams, questions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        def streams_of(work: Path, condition: str, split: str, teacher: str) -> fit.Streams | None:
+            seen = streams if condition == "fused" else replace(streams, generative=None)
+            return None if condition == "blind" else seen
+
+        monkeypatch.setattr(school, "streams_of", streams_of)
+        monkeypatch.setattr(school, "READER_SEEDS", (0, 1))
+        monkeypatch.setattr(rooms, "load_questions", lambda work, split: questions)
+        config = replace(CONFIG, recover_steps=2, base_steps=2, reader_steps=2)
+        for part in school.PARTS.values():
+            part(tmp_path, config)
+        return tmp_path
+
+    def test_every_condition_gets_tokens_a_base_and_readers_that_differ(self, work: Path) -> None:
+        assert {path.stem for path in (work / "fusion").iterdir()} == {"semantic", "tiny-geometry"}
+        read = {path.stem: load_file(path) for path in (work / "readers").iterdir()}
+        assert set(read) == {f"{condition}-{seed}" for condition in bundle.CONDITIONS for seed in (0, 1)}
+        for condition in bundle.CONDITIONS:
+            base = load_file(work / f"base_{condition}.safetensors")
+            name = "model.model.layers.0.mlp.up_proj.weight"
+            found = [base[name], read[f"{condition}-0"][name], read[f"{condition}-1"][name]]
+            assert not any(torch.equal(found[i], found[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+    def test_a_second_call_changes_nothing(self, work: Path) -> None:
+        paths = [*(work / "fusion").iterdir(), *(work / "readers").iterdir()]
+        before = [path.read_bytes() for path in paths]
+        for part in school.PARTS.values():
+            part(work, replace(CONFIG, recover_steps=2, base_steps=2, reader_steps=2))
+        assert [path.read_bytes() for path in paths] == before

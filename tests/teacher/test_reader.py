@@ -43,21 +43,25 @@ def reader(request: pytest.FixtureRequest) -> Reader:
     return lively("fused") if request.param == "lively" else load_reader("fused", 0)
 
 
+def pack(reader: Reader, visual: Tensor | None, texts: list[list[int]]) -> tuple[int, Tensor]:
+    prefix = reader.prefix(visual)
+    return len(prefix), reader._pack(prefix, reader._owners(visual, len(prefix)), texts, None)[0]
+
+
 @torch.no_grad()
 def logits_alone(reader: Reader, visual: Tensor | None, ids: list[int]) -> Tensor:
-    """A plain causal forward over one question: no packing, no cache. The whole prefix stands at position 0. (len(ids), V)."""
+    """One question without packing or cache: views see themselves and bos, text is causal. (len(ids), V)."""
     prefix = reader.prefix(visual)
     embeds = torch.cat([prefix, reader.model.get_input_embeddings()(torch.tensor(ids))])
     positions = torch.tensor([*[0] * len(prefix), *range(1, 1 + len(ids))])
-    causal = torch.ones(len(embeds), len(embeds), dtype=torch.bool).tril()
+    mask = torch.ones(len(embeds), len(embeds), dtype=torch.bool).tril()
+    if visual is not None and reader.connector is not None:
+        cells = (len(prefix) - 1) // len(visual)
+        mask[1 : len(prefix), 1 : len(prefix)] = torch.block_diag(*[torch.ones(cells, cells)] * len(visual)).bool()
     output = reader.model(
-        inputs_embeds=embeds[None], attention_mask=causal[None, None], position_ids=positions[None], use_cache=False
+        inputs_embeds=embeds[None], attention_mask=mask[None, None], position_ids=positions[None], use_cache=False
     )
     return output.logits[0, -len(ids) :]
-
-
-def everything(prefix: Tensor, texts: list[list[int]]) -> Tensor:
-    return torch.ones(len(texts), len(prefix), dtype=torch.bool)
 
 
 def decode_naively(reader: Reader, visual: Tensor | None, prompt: str, count: int = 8) -> list[int]:
@@ -73,8 +77,8 @@ def decode_naively(reader: Reader, visual: Tensor | None, prompt: str, count: in
 def test_packed_logits_are_those_of_each_question_alone(reader: Reader) -> None:
     visual = tokens()
     texts = [reader._encode(prompt) for prompt in PROMPTS]
-    prefix = reader.prefix(visual)
-    packed = reader._pack(prefix, texts, everything(prefix, texts))[0][len(prefix) :].split([len(text) for text in texts])
+    start, logits = pack(reader, visual, texts)
+    packed = logits[start:].split([len(text) for text in texts])
     for text, found in zip(texts, packed, strict=True):
         torch.testing.assert_close(found, logits_alone(reader, visual, text), rtol=1e-3, atol=1e-3)
 
@@ -141,10 +145,9 @@ def test_no_question_sees_another() -> None:
     hook = reader.model.model.register_forward_pre_hook(
         lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"].requires_grad_()), with_kwargs=True
     )
-    prefix = reader.prefix(tokens())
-    logits = reader._pack(prefix, texts, everything(prefix, texts))[0]
+    start, logits = pack(reader, tokens(), texts)
     hook.remove()
-    bounds = [len(prefix), *(len(prefix) + sum(len(t) for t in texts[: k + 1]) for k in range(3))]
+    bounds = [start, *(start + sum(len(t) for t in texts[: k + 1]) for k in range(3))]
     logits[bounds[1] : bounds[2]].square().sum().backward()
     assert embeds[0].grad is not None
     moved = embeds[0].grad[0].abs().sum(1)
