@@ -26,7 +26,7 @@ import vega_artifact
 from bench.select import Select
 from bench.verbs import Bench, Demo, Doctor, Report
 from export.verbs import Build, Bundle, Export
-from teacher.verbs import Extract
+from teacher.verbs import Extract, Fit
 from vega_artifact import UserError
 
 if TYPE_CHECKING:
@@ -80,14 +80,20 @@ LISTS = {  # what -> where its registry, or the function that lists it, lives
 
 @dataclass(frozen=True)
 class Verify:
-    """Re-check the hashes of an artifact; of a cache, also run the teacher again on a few random clips."""
+    """Re-check the hashes of an artifact; of a cache, also run the teacher again on a few random clips. Of a data set: counts,
+    missing scans, schema errors."""
 
     artifact: Positional[Path]
-    """A folder with a manifest.json."""
+    """A folder with a manifest.json, or a benchmark's question file or folder."""
     rerun: int = 2
     """How many clips of a cache to extract again and compare."""
 
     def run(self) -> None:
+        if self.artifact.exists() and not (self.artifact / vega_artifact.MANIFEST).exists():
+            from teacher.scenes.dataset_check import find, verify_dataset
+
+            if found := find(self.artifact):
+                return verify_dataset(self.artifact, found)
         manifest = check_artifact(self.artifact)
         if manifest["kind"] == "cache":
             from teacher.rerun import rerun
@@ -130,6 +136,7 @@ VERBS: dict[str, Any] = {
     "select": Select,
     "extract": Extract,
     "verify": Verify,
+    "fit": Fit,
     "train": Train,
     "export": Export,
     "build": Build,

@@ -1,30 +1,29 @@
-"""Intervals: how sure a difference is. Scene-level bootstrap, McNemar, TOST and the non-inferiority verdict.
+"""Intervals: how sure a difference is. Scene-level bootstrap and the non-inferiority verdict.
 
 Between scores (bench/tasks, bench/probes) and report.json. Everything here works on sufficient statistics per scene: a metric
 is `reduce(sums over scenes)`, so that resampling scenes is one matrix product, which two models share to be resampled together.
 
     python -c "import numpy as np; from bench.intervals import interval; print(interval(np.c_[np.arange(9.), np.ones(9)]))"
 
-Sources: Efron & Tibshirani 1993 (percentile bootstrap), McNemar 1947, Schuirmann 1987 (TOST), Cameron & Miller 2015 (clustered
-standard errors), Miller 2024 arXiv 2411.00640 (paired differences, power).
+Sources: Efron & Tibshirani 1993 (percentile bootstrap); Koehn 2004 (paired, the same draws for both). Tests on single questions
+stand in bench/significance.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from bench.significance import POWER, quantile
 from vega_artifact import UserError
 
 DRAWS = 10_000
 LEVEL = 0.95
-POWER = 0.8
 
 Reduce = Callable[[np.ndarray], np.ndarray]  # (..., K) sums over scenes -> (...) metric; NaN where it is undefined
 
@@ -194,56 +193,5 @@ def noninferiority(
     verdict = "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
     needed = None
     if verdict == "inconclusive":
-        needed = max(1, math.ceil(n * ((_z(LEVEL) + _z(POWER)) * float(np.nanstd(drawn)) / margin) ** 2))
+        needed = max(1, math.ceil(n * ((quantile(LEVEL) + quantile(POWER)) * float(np.nanstd(drawn)) / margin) ** 2))
     return Verdict(verdict, float(lower), float(upper), needed)
-
-
-def mcnemar(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """Exact McNemar test on paired right/wrong answers.
-
-    Returns:
-        only_a, only_b: questions only that model answered rightly; p: two-sided exact binomial, 1 without any.
-    """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if first.shape != second.shape or not np.isin(np.concatenate([first, second]), (0, 1)).all():
-        raise UserError(
-            "McNemar's test compares two lists of 0/1 answers to the same questions; use paired() for graded scores"
-        )
-    only_a, only_b = int(np.sum(first > second)), int(np.sum(second > first))
-    p = stats.binomtest(min(only_a, only_b), only_a + only_b).pvalue if only_a + only_b else 1.0
-    return {"only_a": only_a, "only_b": only_b, "p": float(p)}
-
-
-def tost(differences: Sequence[float], margin: float) -> float:
-    """p of two one-sided t tests: small means the mean difference lies within +-margin (equivalence)."""
-    values = np.asarray(differences, dtype=float)
-    error = mean_stderr(values)
-    if error == 0:
-        return 0.0 if abs(values.mean()) < margin else 1.0
-    above, below = (values.mean() + margin) / error, (values.mean() - margin) / error
-    return float(max(stats.t.sf(above, len(values) - 1), stats.t.cdf(below, len(values) - 1)))
-
-
-def mean_stderr(values: Sequence[float] | np.ndarray) -> float:
-    """Standard error of a mean of independent values (n - 1 in the variance)."""
-    values = np.asarray(values, dtype=float)
-    return float(values.std(ddof=1) / math.sqrt(len(values)))
-
-
-def clustered_stderr(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> float:
-    """Standard error of a mean whose values are correlated within clusters (scenes); pass differences for a paired one."""
-    values = np.asarray(values, dtype=float)
-    _, index = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)
-    deviation = values - values.mean()
-    within = np.sum(np.bincount(index, weights=deviation) ** 2) - np.sum(deviation**2)  # products of different items
-    return float(math.sqrt(max(0.0, mean_stderr(values) ** 2 + within / len(values) ** 2)))
-
-
-def required_n(effect: float, std_a: float = 0.5, std_b: float = 0.5, correlation: float = 0.5, alpha: float = 0.05) -> int:
-    """Questions at which a paired two-sided test sees a difference of `effect` with 80 % power."""
-    variance = std_a**2 + std_b**2 - 2 * correlation * std_a * std_b
-    return math.ceil((_z(1 - alpha / 2) + _z(POWER)) ** 2 * variance / effect**2)
-
-
-def _z(probability: float) -> float:
-    return float(stats.norm.ppf(probability))

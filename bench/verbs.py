@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
-from vega_artifact import write_json
+from vega_artifact import UserError, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,31 +101,39 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Downstream answers from student tokens against those from teacher tokens: pass, fail or inconclusive."""
+    """Is the student as good as the teacher downstream? Same questions, five rows of tokens: pass, fail or inconclusive."""
 
     task: str
-    """A name from `vega-edge list tasks`."""
-    student: Path
-    """JSON file {question id: answer} of the reader fed with the exported student's tokens."""
+    """scanqa, vsibench or ladder; for files of saved answers any name from `vega-edge list tasks`."""
     teacher: Path
-    """The same, fed with the teacher's tokens."""
-    questions: Path
-    """The benchmark's own records (json, jsonl or parquet)."""
-    margin: float = 2.0
+    """A cache with frames; or a file of saved answers (.json {id: answer}, or .jsonl as this verb writes)."""
+    student: Path
+    """An export; or a file of saved answers."""
+    questions: Path | None = None
+    """The benchmark's own records (json, jsonl or parquet); none: made from the ground truth of procedural rooms."""
+    reader: tuple[str, ...] = ("embedded",)
+    """The embedded readers, or folders of `vega-edge fit`: one with fused tokens, and its semantic and blind twins."""
+    reseeded: Path | None = None
+    """A cache of the same scenes under another noise seed; none: extracted into --out."""
+    margin: float = 1.0
     """How many percent points the student may lose."""
     protocol: str | None = None
     """Scoring rules; none: the task's first."""
-    out: Path | None = None
-    """JSON file for the rows, in the report's schema."""
+    out: Path = Path("runs/parity")
+    """Folder for parity.json (the report's rows), the questions, and every answer as JSON lines."""
 
     def run(self) -> None:
         from bench import parity
 
-        questions = parity.read_questions(self.task, self.questions)
-        student, teacher = parity.read_predictions(self.student), parity.read_predictions(self.teacher)
-        result = parity.compare(self.task, student, teacher, questions, self.margin, self.protocol)
-        if self.out:
-            write_json(self.out, result)
+        out = self.out / self.task
+        if self.teacher.is_file() and self.student.is_file():
+            if self.questions is None:
+                raise UserError("saved answers need the questions they answer: give the benchmark's own file as --questions")
+            result = parity.saved(self.task, self.teacher, self.student, self.questions, self.margin, self.protocol)
+        else:
+            options = (self.questions, self.reader, self.reseeded, self.margin, self.protocol)
+            result = parity.measure(self.task, self.teacher, self.student, out, *options)
+        write_json(out / "parity.json", result)
         print(parity.table(result))
 
 

@@ -1,7 +1,8 @@
 """The semantic stream: SigLIP patch tokens of the same pixels the generator saw.
 
 As in the reference, tokens are the hidden state before the last encoder layer's successor would normalise them: the output of
-the wanted layer, no post-LayerNorm (spec/vega3d.md 4).
+the wanted layer, no post-LayerNorm (spec/vega3d.md 4). The reference projects the tower's own grid (27x27 for so400m) and pools
+after that: `grid=None` keeps that grid, and `project_then_pool` does the rest.
 
     python -c "from teacher.semantic import load_semantic; print(load_semantic('teacher/bundle/semantic').channels)"
 """
@@ -28,10 +29,10 @@ class SemanticEncoder(nn.Module):
     Args:
         model: the vision tower; encoder layers after `layer` are released.
         layer: number of encoder layers to run (SigLIP so400m in VEGA-3D: 26 of 27).
-        grid: (gh, gw) of the returned maps.
+        grid: (gh, gw) of the returned maps; None: the tower's own.
     """
 
-    def __init__(self, model: SiglipVisionModel, layer: int, grid: tuple[int, int], batch: int = 64) -> None:
+    def __init__(self, model: SiglipVisionModel, layer: int, grid: tuple[int, int] | None, batch: int = 64) -> None:
         super().__init__()
         tower = getattr(model, "vision_model", model)
         self.embeddings, self.encoder = tower.embeddings, tower.encoder
@@ -50,17 +51,27 @@ class SemanticEncoder(nn.Module):
             images = F.interpolate(images, (self.image_size,) * 2, mode="bilinear", align_corners=False, antialias=True)
         tokens = torch.cat([self._tokens(chunk) for chunk in images.split(self.batch)])
         side = int(tokens.shape[1] ** 0.5)
-        maps = tokens.transpose(1, 2).unflatten(2, (side, side))
-        if (side, side) == self.grid:
-            return maps.contiguous()
-        return F.interpolate(maps, self.grid, mode="bilinear", align_corners=False)
+        return pool(tokens.transpose(1, 2).unflatten(2, (side, side)), self.grid or (side, side))
 
     def _tokens(self, images: Tensor) -> Tensor:
         hidden = self.embeddings(images * 2 - 1)  # SigLIP's mean and std are 0.5
         return self.encoder(inputs_embeds=hidden).last_hidden_state.float()
 
 
-def load_semantic(path: Path | str, layer: int | None = None, grid: tuple[int, int] = (14, 14)) -> SemanticEncoder:
+def pool(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps (T, C, h, w) -> (T, C, gh, gw): bilinear without antialias, as the reference's `spatial_pool_mode`."""
+    if tuple(maps.shape[2:]) == grid:
+        return maps.contiguous()
+    return F.interpolate(maps, grid, mode="bilinear", align_corners=False)
+
+
+def project_then_pool(maps: Tensor, projector: nn.Module, grid: tuple[int, int]) -> Tensor:
+    """The reference's order: every token of maps (T, C, h, w) through the projector, then `pool` -> (T, D, gh, gw)."""
+    projected = projector(maps.flatten(2).transpose(1, 2))
+    return pool(projected.transpose(1, 2).unflatten(2, maps.shape[2:]), grid)
+
+
+def load_semantic(path: Path | str, layer: int | None = None, grid: tuple[int, int] | None = (14, 14)) -> SemanticEncoder:
     """Load a SigLIP vision tower from a transformers folder; by default all layers but the last, as the reference does.
 
     Raises:

@@ -1,6 +1,7 @@
-"""The verb of this room on the command line: `vega-edge extract`. Help imports nothing heavy.
+"""The verbs of this room on the command line: `vega-edge extract` and `vega-edge fit`. Help imports nothing heavy.
 
 vega-edge extract --teacher tiny --scenes "procedural:train?count=300" --out runs/cache --plan
+vega-edge fit --cache runs/cache --questions questions.json --out runs/fit
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Extract:
     teacher: str
     """A name from `vega-edge list teachers`, a folder with a model, NAME=FOLDER, or a hub id."""
     scenes: str
-    """A scenes URI, such as procedural:val?count=20&seed=1, folder:PATH, scannet:PATH or video:PATH/*.mp4."""
+    """A scenes URI: procedural:val?count=20&seed=1, folder:, scannet:, scannetpp:, arkitscenes:PATH or video:PATH/*.mp4."""
     out: Path
     """The cache folder to write."""
     plan: bool = False
@@ -101,6 +102,65 @@ class Extract:
         if self.device != "auto":
             return self.device
         return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Cache and questions -> projectors and fusion trained through a reader (and, if wanted, its language model). Resumes."""
+
+    cache: Path
+    """A folder made by `vega-edge extract`."""
+    questions: tuple[Path, ...]
+    """Files of ScanQA, SQA3D or VSI-Bench questions about the cached scenes."""
+    out: Path
+    """The folder to write."""
+    reader: str = "embedded"
+    """The embedded reader, or the folder of a Hugging Face causal language model (Qwen2, LLaVA-Video, Qwen2.5-VL, ...)."""
+    fusion: str = "token_gated"
+    """token_gated, token_gated_residual, gated, add, weighted, concat, cross_attention, context_gated, only; sequence: both
+    streams unfused; semantic: that stream alone; blind: no visual tokens."""
+    positions: Literal["none", "reference", "masked"] = "none"
+    """3D positions added to the tokens (needs depth and poses): as VEGA-3D makes them, or without pixels of unknown depth."""
+    semantic: Path | None = None
+    """A SigLIP folder that reads the cached frames; none: the cache's own semantic stream."""
+    language: Literal["frozen", "lora", "full"] = "frozen"
+    """What of the language model is trained; lora needs the package peft."""
+    lora_rank: int = 16
+    """Rank of the LoRA matrices."""
+    steps: int = 200
+    """Optimiser steps."""
+    accumulate: int = 4
+    """Scenes per step and process."""
+    per_scene: int = 16
+    """At most so many questions of a scene at once."""
+    rate: float = 1e-3
+    """Peak learning rate of projectors and fusion."""
+    language_rate: float = 1e-5
+    """Peak learning rate of the language model."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16: under autocast; auto: bf16 on a GPU."""
+    checkpointing: bool = False
+    """Recompute the language model's activations instead of keeping them: less memory, more time."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Seed of fresh weights and of the order of scenes and questions."""
+
+    def run(self) -> None:
+        from teacher.fit import FitConfig, fit
+        from teacher.tutor import Parts
+        from vega_artifact import read_manifest
+
+        parts = ("reader", "fusion", "positions", "language", "lora_rank", "seed")
+        rest = ("steps", "accumulate", "rate", "language_rate", "precision", "checkpointing", "save_every", "seed")
+        config = FitConfig(
+            parts=Parts(**{name: getattr(self, name) for name in parts}),
+            semantic=None if self.semantic is None else str(self.semantic),
+            questions=self.per_scene,
+            **{name: getattr(self, name) for name in rest},
+        )
+        manifest = read_manifest(fit(self.cache, self.questions, self.out, config), "fit")
+        print(f"{self.out}: fit {manifest['fingerprint']}, {manifest['trained']} parameters trained, {manifest['lessons']}")
 
 
 def lone_launch(environment: Mapping[str, str]) -> str | None:

@@ -1,8 +1,8 @@
 """Answers: the normalisations ScanQA-style scorers apply to free text, and the two exact-match rules built on them.
 
-Between generated text and the metrics of bench/tasks/scanqa.py and ladder.py. The rules restate the behaviour of `clean_answer`
-and `answer_match` in LEO (embodied-generalist@567f2d8) and LLaVA-3D (ZCMax@91d979d), oddities included: it deletes decimal
-points, makes "none" zero and knows the numbers 0-20 and 23 only.
+Between generated text and the metrics of bench/tasks/scanqa.py, sqa3d.py and ladder.py. The rules restate the behaviour of
+`clean_answer` and `answer_match` in LEO (embodied-generalist@567f2d8) and LLaVA-3D (ZCMax@91d979d), oddities included: it
+deletes decimal points, makes "none" zero and knows the numbers 0-20 and 23 only.
 
     python -c "from bench.tasks.answers import clean_answer; print(clean_answer('The 2 chairs.'))"
 """
@@ -11,6 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.tasks.records import count
 
 _NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -66,3 +71,29 @@ def match_first(prediction: str, answers: Sequence[str]) -> tuple[int, int]:
         if contains_either_way(prediction, answer):
             return 0, 1
     return 0, 0
+
+
+def note_refined(notes: dict[str, Any], texts: Sequence[str], answers: Sequence[Sequence[str]], matches: np.ndarray) -> None:
+    """Count where the references' matching rewards or punishes nonsense; notes["strict"]["em_refined"] does without (percent).
+
+    Args:
+        texts, answers: cleaned. matches: (N, 2) 0/1, exact and refined, as `match_any` or `match_first` gave them.
+    """
+    refined = matches[:, 1].astype(bool)
+    empty = np.array([not text.strip() for text in texts]) & refined
+    shared = np.array([_share_word(text, references) for text, references in zip(texts, answers)])
+    late = sum(text in references for text, references in zip(texts, answers)) - int(matches[:, 0].sum())
+    count(
+        notes, "empty_rewarded", int(empty.sum()), "empty answers count as refined matches, since nothing is part of everything"
+    )
+    partial = int((refined & ~shared & ~empty).sum())
+    count(notes, "partial_words_rewarded", partial, "refined matches share no whole word with any reference")
+    count(
+        notes, "late_exact_matches", late, "exact matches score 0, since an earlier reference contains the answer or is in it"
+    )
+    notes["strict"] = {"em_refined": 100 * float((refined & shared).mean())}
+
+
+def _share_word(text: str, references: Sequence[str]) -> bool:
+    words = set(text.split())
+    return any(words & set(reference.split()) for reference in references)

@@ -3,6 +3,8 @@
 First step of every scorer in bench/tasks:
 
     python -c "from bench.tasks.records import join; print(join({'7': 'B'}, [{'id': 7}], 'id', 'vsibench', 'official')[1])"
+
+Benchmarks without an id of their own are joined by several fields: ScanRefer's "scene0011_00|2|0" is scene_id|object_id|ann_id.
 """
 
 from __future__ import annotations
@@ -17,29 +19,50 @@ from vega_artifact import UserError, fingerprint
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `key` is the id exactly as the predictions spell it, `text` the answer ("" where it was None)."""
+    """One question. `key` is the id exactly as the predictions spell it, `value` the prediction as given, `text` the answer
+    ("" where it was None, or where the task predicts boxes)."""
 
     key: Hashable
     text: str
     record: Mapping[str, Any]
+    value: Any = None
 
 
 def join(
-    predictions: Mapping[Any, str | None], annotations: Sequence[Mapping[str, Any]], id_field: str, task: str, protocol: str
+    predictions: Mapping[Any, str | None],
+    annotations: Sequence[Mapping[str, Any]],
+    id_field: str | tuple[str, ...],
+    task: str,
+    protocol: str,
 ) -> tuple[list[Item], dict[str, Any]]:
-    """Pair every annotation with its prediction, in annotation order; ids are compared as text (JSON keys are text).
+    """Pair every annotation with its answer text, in annotation order; ids are compared as text (JSON keys are text).
 
     Returns:
-        The items and the notes every scorer starts from: protocol, n, hashes of both inputs, and under "warnings" how many
-        predictions were empty, None or belong to no annotation.
+        The items and the notes every scorer starts from: protocol, n, hashes of both inputs, and how many predictions were
+        empty, None or belong to no annotation, as numbers under "counts" and as sentences under "warnings".
 
     Raises:
         UserError: no annotations, a record without id, a duplicate id, an annotation without prediction, a prediction
             that is no text.
     """
+    items, notes = join_values(predictions, annotations, id_field, task, protocol)
+    items = [Item(item.key, _text(item.value, str(item.key), task), item.record, item.value) for item in items]
+    empty = sum(item.value is not None and not item.text.strip() for item in items)
+    count(notes, "empty", empty, "predictions are empty")
+    return items, notes
+
+
+def join_values(
+    predictions: Mapping[Any, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    id_field: str | tuple[str, ...],
+    task: str,
+    protocol: str,
+) -> tuple[list[Item], dict[str, Any]]:
+    """As `join`, for predictions of any type (boxes): they stand in `Item.value`, unchecked."""
     if not annotations:
         raise UserError(f"{task}: no annotations to score; give the benchmark's records as a non-empty list")
-    known = [_id(record, id_field, task) for record in annotations]
+    known = [identify(record, id_field, task) for record in annotations]
     _refuse_duplicates(known, task, "annotation")
     _refuse_duplicates([str(key) for key in predictions], task, "prediction")
     given = {str(key): (key, text) for key, text in predictions.items()}
@@ -49,25 +72,36 @@ def join(
             f"{task}: {len(missing)} of {len(known)} annotations have no prediction, the first is {missing[0]!r}; "
             "answer every question, or score the subset of annotations that was asked"
         )
-    items = [Item(given[name][0], _text(given[name][1], name, task), record) for name, record in zip(known, annotations)]
+    items = [Item(given[name][0], "", record, given[name][1]) for name, record in zip(known, annotations)]
     notes: dict[str, Any] = {
         "task": task,
         "protocol": protocol,
         "n": len(items),
         "predictions_sha256": fingerprint({name: given[name][1] for name in known}),
         "annotations_sha256": fingerprint(list(annotations)),
+        "counts": {},
         "warnings": [],
     }
-    absent = sum(given[name][1] is None for name in known)
-    empty = sum(not item.text.strip() for item in items) - absent
-    for count, what in (
-        (absent, "predictions are None and count as 0"),
-        (empty, "predictions are empty"),
-        (len(given) - len(known), "predictions belong to no annotation and are ignored"),
-    ):
-        if count:
-            notes["warnings"].append(f"{count} {what}")
+    count(notes, "none", sum(item.value is None for item in items), "predictions are None and count as 0")
+    count(notes, "unasked", len(given) - len(known), "predictions belong to no annotation and are ignored")
     return items, notes
+
+
+def count(notes: dict[str, Any], name: str, number: int, sentence: str) -> None:
+    """Note `number` affected items under notes["counts"][name] and as "<number> <sentence>" among the warnings; 0 is silent."""
+    if number:
+        notes["counts"][name] = number
+        notes["warnings"].append(f"{number} {sentence}")
+
+
+def identify(record: Mapping[str, Any], id_field: str | tuple[str, ...], task: str) -> str:
+    """The id of a record as text; several fields are joined by "|", lists by ",". UserError naming the missing field."""
+    names = (id_field,) if isinstance(id_field, str) else id_field
+    for name in names:
+        if name not in record:
+            raise UserError(f"{task}: an annotation has no {name!r} (its fields: {', '.join(record)}); wrong file?")
+    values = [record[name] for name in names]
+    return "|".join(",".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
 
 
 def field(item: Item, name: str, task: str) -> Any:
@@ -83,12 +117,6 @@ def answers_of(item: Item, task: str) -> list[str]:
     if isinstance(answers, str) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f"{task}: question {item.key!r} needs 'answers' as a non-empty list of texts, found {answers!r}")
     return list(answers)
-
-
-def _id(record: Mapping[str, Any], id_field: str, task: str) -> str:
-    if id_field not in record:
-        raise UserError(f"{task}: an annotation has no {id_field!r} (its fields: {', '.join(record)}); wrong file?")
-    return str(record[id_field])
 
 
 def _refuse_duplicates(names: Sequence[str], task: str, kind: str) -> None:

@@ -60,7 +60,8 @@ def task_rows(
         UserError: models scored on different questions or protocols, or fewer than two scenes.
     """
     protocol = _one_protocol(task, results)
-    records = {str(record[task.id_field]): record for record in annotations}
+    records = {task.identify(record): record for record in annotations}
+    _require_fields(task, records)
     scenes = {key: str(record[task.scene_field]) for key, record in records.items()}
     types = {key: str(record[task.type_field]) if task.type_field else "overall" for key, record in records.items()}
     tables: dict[str, np.ndarray] = {}
@@ -84,6 +85,14 @@ def task_rows(
             claim = noninferiority(student, teacher, margin, count, reduce, draws, seed)
             rows["parity"].append({**head, "margin": margin, "verdict": claim.verdict, "needed_n": claim.needed_n})
     return rows
+
+
+def _require_fields(task: Task, records: Mapping[str, Mapping[str, Any]]) -> None:
+    for field in filter(None, (task.scene_field, task.type_field)):
+        absent = [key for key, record in records.items() if field not in record]
+        if absent:
+            fault = f"{len(absent)} questions have no {field!r}, the first is {absent[0]!r}"
+            raise UserError(f"{task.name}: {fault}; intervals resample by it, give the benchmark's own records")
 
 
 def _ends(found: Interval, count: int) -> dict[str, Any]:

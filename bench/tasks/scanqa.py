@@ -20,12 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.tasks.answers import clean_answer, match_any, match_first
-from bench.tasks.captions import NO_JAVA, Scores, has_java, meteor, ngram_metrics, one_line, ptb_tokenize
-from bench.tasks.records import answers_of, join
+from bench.tasks.answers import clean_answer, match_any, match_first, note_refined
+from bench.tasks.captions import Scores, caption_metrics
+from bench.tasks.records import Item, answers_of, count, join
 from vega_artifact import unknown_name
-
-NGRAM_METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,11 @@ PROTOCOLS = {
     "leo": Protocol(clean_answer, match_first, refined=True),
     "llava3d": Protocol(clean_answer, match_any, ptb=True, refined=True),
 }
+OFFICIAL_ONLY = {  # metrics of scanqa_official that are never made up here
+    "em_top10": "a reader gives one answer; the ten best exist for classifiers only",
+    "f_value": "needs the WordNet corpus",
+    "spice": "needs Stanford's scene-graph models",
+}
 
 
 def score(
@@ -70,7 +73,8 @@ def score(
             meteor. What cannot be computed is left out and named in notes["missing"] with the reason.
         per_item: id -> {the same names: value as the libraries give it (em 0/1, n-grams 0..1, cider 0..10), "scene",
             "prediction"}. bleu and meteor of a corpus are not the means of these.
-        notes: n, hashes, warnings, missing.
+        notes: n, hashes, counts, warnings, missing. Where the reference rewards nonsense its number is reproduced, the
+            items are counted, and "strict" holds the value with those items at 0.
 
     Raises:
         UserError: unknown protocol, missing or duplicate ids, a record without answers.
@@ -83,46 +87,25 @@ def score(
     answers = [[rules.clean(answer) for answer in answers_of(item, "scanqa")] for item in items]
     matches = np.array([rules.match(text, references) for text, references in zip(texts, answers)], dtype=float)
     scores: Scores = {"em": (float(matches[:, 0].mean()), matches[:, 0].tolist())}
+    notes["missing"] = {}
     if rules.refined:
         scores["em_refined"] = float(matches[:, 1].mean()), matches[:, 1].tolist()
-    found, notes["missing"] = _text_metrics(texts, answers, rules, with_meteor, notes["warnings"])
-    scores |= found
-    if not rules.refined:
+        note_refined(notes, texts, answers, matches)
+    else:
         notes["missing"]["em_refined"] = f"the {protocol} protocol has none"
+    if protocol == "scanqa_official":
+        notes["missing"] |= OFFICIAL_ONLY
+        sentence = "answers hold no word: the reference divides by zero there (F-value) and scores nothing at all"
+        count(notes, "reference_fails", sum(not text.split() for text in texts), sentence)
+    texts = [text.rstrip(rules.strip) if rules.strip else text for text in texts]
+    scores |= caption_metrics(texts, answers, notes, rules.ptb, with_meteor)
     return {
         "metrics": {name: 100 * value for name, (value, _) in scores.items()},
-        "per_item": {
-            item.key: {name: values[index] for name, (_, values) in scores.items()}
-            | {"scene": item.record.get("scene_id"), "prediction": item.text}
-            for index, item in enumerate(items)
-        },
+        "per_item": {item.key: _row(item, index, scores) for index, item in enumerate(items)},
         "notes": notes,
     }
 
 
-def _text_metrics(
-    texts: Sequence[str], answers: Sequence[Sequence[str]], rules: Protocol, with_meteor: bool, warnings: list[str]
-) -> tuple[Scores, dict[str, str]]:
-    """The n-gram metrics and METEOR, and the reason for each one that is missing."""
-    java = has_java()
-    if rules.ptb and not java:
-        return {}, dict.fromkeys((*NGRAM_METRICS, "meteor"), NO_JAVA)
-    texts, answers = _prepare(texts, answers, rules)
-    scores = ngram_metrics(texts, answers)
-    if not (java and with_meteor):
-        return scores, {"meteor": "left out on request" if java else NO_JAVA}
-    lines = [one_line(text) for text in texts]
-    broken = sum(text != line for text, line in zip(texts, lines))
-    if broken:
-        warnings.append(f"line breaks in {broken} predictions became spaces for METEOR, which reads line by line")
-    scores["meteor"] = meteor(lines, [[one_line(text) for text in references] for references in answers])
-    return scores, {}
-
-
-def _prepare(texts: Sequence[str], answers: Sequence[Sequence[str]], rules: Protocol) -> tuple[list[str], list[list[str]]]:
-    """What the n-gram metrics compare, tokens joined by single spaces under the PTB protocols."""
-    texts = [text.rstrip(rules.strip) if rules.strip else text for text in texts]
-    if not rules.ptb:
-        return texts, [list(references) for references in answers]
-    tokens = iter(ptb_tokenize([*texts, *(answer for references in answers for answer in references)]))
-    return [next(tokens) for _ in texts], [[next(tokens) for _ in references] for references in answers]
+def _row(item: Item, index: int, scores: Scores) -> dict[str, Any]:
+    values = {name: items[index] for name, (_, items) in scores.items()}
+    return values | {"scene": item.record.get("scene_id"), "prediction": item.text}

@@ -9,13 +9,14 @@ End of the downstream chain (reader -> answers -> score -> intervals -> report).
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bench.tasks.records import Item, field, join
+from bench.tasks.records import Item, count, field, join
 from vega_artifact import unknown_name
 
 PROTOCOLS = ("official", "vega3d", "lmms_eval")
@@ -52,9 +53,10 @@ def score(
         metrics: percent. `overall` is the macro mean over the tasks present; the three direction levels are first averaged
             with equal weight to `object_rel_direction`.
         per_item: id -> {"score": 0..1, "type", "scene", "prediction", "parsed"}.
-        notes: n, hashes, count of unparsable answers and a list of warnings. Where the reference code raises (zero ground
-            truth, None, an absent direction level) the item counts as 0, or the mean is taken over the levels present, and
-            a warning says so.
+        notes: n, hashes, warnings, and counts of unparsable answers, answers that are NaN or infinite (worth 0) and ground
+            truths that are 0, no number or negative (where the reference gives 1 to any answer that is too large). Where the
+            reference code raises (zero ground truth, None, an absent direction level) the item counts as 0, or the mean is
+            taken over the levels present, and a warning says so.
 
     Raises:
         UserError: unknown protocol or question type, missing or duplicate ids.
@@ -64,6 +66,7 @@ def score(
     items, notes = join(predictions, annotations, "id", "vsibench", protocol)
     rows = {item.key: _score_item(item, protocol, notes["warnings"]) for item in items}
     notes["unparsable"] = sum(row["parsed"] is None for row in rows.values())
+    _count_oddities(items, rows, notes)
     return {"metrics": _aggregate(rows.values(), protocol, notes["warnings"]), "per_item": rows, "notes": notes}
 
 
@@ -131,8 +134,29 @@ def _score_item(item: Item, protocol: str, warnings: list[str]) -> dict[str, Any
     return row
 
 
+def _count_oddities(items: Sequence[Item], rows: Mapping[Hashable, dict[str, Any]], notes: dict[str, Any]) -> None:
+    """Under notes["counts"] what the scores do not show; NaN and infinite answers become None, which JSON can hold."""
+    if notes["unparsable"]:
+        notes["counts"]["unparsable"] = notes["unparsable"]
+    infinite = [row for row in rows.values() if isinstance(row["parsed"], float) and not math.isfinite(row["parsed"])]
+    for row in infinite:
+        row["parsed"] = None
+    count(notes, "not_finite", len(infinite), "answers are NaN or infinite and count as 0")
+    truths = [_to_float(item.record["ground_truth"]) for item in items if rows[item.key]["type"] in NUMERIC_TYPES]
+    for name, number in (
+        ("truth_zero", sum(truth == 0 for truth in truths)),
+        ("truth_no_number", sum(truth is None or math.isnan(truth) for truth in truths)),
+    ):
+        if number:  # each already has its own warning
+            notes["counts"][name] = number
+    negative = sum(truth is not None and truth < 0 for truth in truths)
+    count(
+        notes, "truth_negative", negative, "ground truths are negative, where the reference gives full marks to larger answers"
+    )
+
+
 def _numeric_score(predicted: float | None, truth: float | None, item: Item, warnings: list[str]) -> float:
-    if truth is None or truth == 0:
+    if truth is None or truth == 0 or math.isnan(truth):
         fault = "is 0 (the reference code divides by it)" if truth == 0 else "is no number"
         warnings.append(f"question {item.key!r}: the ground truth {fault}; counted as 0")
         return 0.0

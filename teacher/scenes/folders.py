@@ -6,9 +6,11 @@
     PATH/SCENE/intrinsic.txt        colour camera, 3x3 or 4x4
     PATH/SCENE/depth_intrinsic.txt  depth camera; without it the colour camera scaled to the depth image
 
-A scene source beside the procedural rooms. Depth is looked up on the colour grid (nearest), assuming as ScanNet does that
-both cameras share one pose. Frames whose pose is infinite or NaN (ScanNet has them) are dropped, counted in the log and listed
-in the clip; frames with a damaged file are an error, or with `on_bad_frame=skip` dropped likewise.
+A scene source beside the procedural rooms. ScanNet's own worlds are turned against the walls: `scannet:` multiplies every
+pose by the scene's axis alignment, found in PATH/SCENE/axis_align_matrix.txt (4x4) or in ScanNet's own SCENE.txt, in the folder
+or in PATH/../scans/SCENE. (VEGA-3D reads it from EmbodiedScan pickles, which we never open.) `folder:` leaves poses alone.
+Frames whose pose is infinite or NaN (ScanNet has them) are dropped, counted in the log and listed in the clip; frames with a
+damaged file are an error, or with `on_bad_frame=skip` dropped likewise.
 
     python -c "from teacher.scenes import open_scenes; print(open_scenes('scannet:/data/posed_images?frames=32').scene_ids)"
 """
@@ -16,39 +18,30 @@ in the clip; frames with a damaged file are an error, or with `on_bad_frame=skip
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vega_artifact import UserError, unknown_name
 
-from .clip import PosedClip, pixel_rays, resize_image
+from .clip import PosedClip
+from .shots import FolderConfig, Shot, bad_frame, read_matrix, shots_clip
 
 log = logging.getLogger(__name__)
-MILLIMETRES = 1000.0
-POLICIES = ("error", "skip")
+ALIGNMENTS = ("auto", "none", "require")
 
 
 @dataclass(frozen=True)
-class FolderConfig:
-    """frames: how many, spread evenly (0 = all); height: pixels, the width keeps the aspect (0 = as stored).
+class ScanNetConfig(FolderConfig):
+    """align: "auto" applies the axis alignment where there is one, "require" wants one for every scene, "none" ignores it."""
 
-    on_bad_frame: what to do about a frame that was chosen and cannot be read: "error", or "skip" it and list it in the clip.
-    """
-
-    frames: int = 32
-    height: int = 0
-    on_bad_frame: str = "error"
+    align: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.frames < 0 or self.height < 0:
-            raise UserError("posed folders: frames and height must not be negative (0 = all, as stored)")
-        if self.on_bad_frame not in POLICIES:
-            raise unknown_name("on_bad_frame", self.on_bad_frame, POLICIES)
+        super().__post_init__()
+        if self.align not in ALIGNMENTS:
+            raise unknown_name("align", self.align, ALIGNMENTS)
 
 
 def find_scenes(path: Path) -> list[Path]:
@@ -69,43 +62,48 @@ def find_scenes(path: Path) -> list[Path]:
     return scenes
 
 
-def read_matrix(path: Path, sizes: tuple[int, ...]) -> np.ndarray:
-    """A square float64 matrix from a text file.
+def axis_alignment(folder: Path) -> np.ndarray | None:
+    """The matrix that turns a ScanNet scene's world to the walls: float64 (4, 4), or None where no file holds one.
 
     Raises:
-        UserError: missing, not numbers, or not one of the `sizes`.
+        UserError: a file that should hold it holds something else.
     """
+    own = folder / "axis_align_matrix.txt"
+    if own.exists():
+        return _rigid(own, read_matrix(own, (4,)))
+    name = f"{folder.name}.txt"
+    for path in (folder / name, folder.parent.parent / "scans" / folder.name / name):
+        if not path.exists():
+            continue
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, values = line.partition("=")
+            if key.strip() == "axisAlignment":
+                return _parsed(path, values)
+    return None
+
+
+def _parsed(path: Path, values: str) -> np.ndarray:
     try:
-        matrix = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except OSError:
-        raise UserError(f"{path}: missing or unreadable; every posed folder needs it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a matrix of numbers ({error}); export the scene again") from None
-    if matrix.shape not in {(size, size) for size in sizes}:
-        expected = " or ".join(f"{size}x{size}" for size in sizes)
-        raise UserError(f"{path}: a {expected} matrix expected, found {matrix.shape[0]}x{matrix.shape[1]}")
+        numbers = np.array([float(value) for value in values.split()])
+    except ValueError:
+        numbers = np.empty(0)
+    if numbers.size != 16:
+        raise UserError(f"{path}: axisAlignment must be 16 numbers, found {values.strip()!r:.60}; fetch the file again")
+    return _rigid(path, numbers.reshape(4, 4))
+
+
+def _rigid(path: Path, matrix: np.ndarray) -> np.ndarray:
+    if not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-3):  # printed with six decimals
+        raise UserError(f"{path}: its axis alignment is no rotation, so depth would be distorted; fetch the file again")
     return matrix
 
 
-def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3); UserError when the file cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); copy or export it again") from None
-
-
-def read_depth(path: Path) -> np.ndarray:
-    """float32 (H, W) metres from a 16-bit image of millimetres."""
-    try:
-        with Image.open(path) as image:
-            millimetres = np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); copy or export it again") from None
-    if millimetres.ndim != 2 or millimetres.dtype.itemsize < 2:
-        raise UserError(f"{path}: 16-bit depth in millimetres expected, found {millimetres.dtype} {millimetres.shape}")
-    return (millimetres / MILLIMETRES).astype(np.float32)
+def alignment_for(folder: Path, align: str) -> np.ndarray | None:
+    """What `align` (see `ScanNetConfig`) means for one scene: float64 (4, 4) or None."""
+    matrix = None if align == "none" else axis_alignment(folder)
+    if matrix is None and align == "require":
+        raise UserError(f"{folder}: no axis alignment; put ScanNet's {folder.name}.txt into it or into ../scans/{folder.name}")
+    return matrix
 
 
 def valid_frames(folder: Path, dropped: list[str], skip: bool) -> list[tuple[Path, np.ndarray]]:
@@ -126,106 +124,23 @@ def valid_frames(folder: Path, dropped: list[str], skip: bool) -> list[tuple[Pat
     return kept
 
 
-@contextmanager
-def bad_frame(path: Path, dropped: list[str], skip: bool) -> Iterator[None]:
-    """A block that reads one frame: a UserError in it is passed on, or with `skip` noted as the reason to drop the frame."""
-    try:
-        yield
-    except UserError as error:
-        if not skip:
-            raise
-        log.warning("frame dropped: %s", error)
-        dropped.append(f"{path.name}: {str(error).removeprefix(f'{path}: ').replace(f'{path.parent}/', '')}")
-
-
-def spread(total: int, wanted: int) -> np.ndarray:
-    """Indices of `wanted` items spread evenly over `total`, both ends included: int64; all of them for 0 or too many."""
-    count = total if wanted == 0 else min(wanted, total)
-    return np.linspace(0, total - 1, count).astype(np.int64)
-
-
-def _depth_on_colour(depth: np.ndarray, camera: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """Depth (H, W) for the colour pixels whose camera-frame rays are (H, W, 3); 0 where the depth camera did not look."""
-    pixels = rays @ camera.T
-    column, row = np.floor(pixels[..., 0]).astype(np.int64), np.floor(pixels[..., 1]).astype(np.int64)
-    inside = (column >= 0) & (row >= 0) & (column < depth.shape[1]) & (row < depth.shape[0])
-    return np.where(inside, depth[np.where(inside, row, 0), np.where(inside, column, 0)], np.float32(0))
-
-
-def _depth_camera(folder: Path, colour: np.ndarray, colour_size: tuple[int, int], depth_size: tuple[int, int]) -> np.ndarray:
-    path = folder / "depth_intrinsic.txt"
-    if path.exists():
-        return read_matrix(path, (3, 4))[:3, :3]
-    return np.diag([depth_size[1] / colour_size[1], depth_size[0] / colour_size[0], 1.0]) @ colour
-
-
-@dataclass
-class _Frame:
-    """What the files of one frame hold, at the size that is wanted: rgb uint8 (H, W, 3), depth float32 (H, W) or None."""
-
-    path: Path
-    pose: np.ndarray
-    rgb: np.ndarray
-    depth: np.ndarray | None
-
-
-class _Reader:
-    """Reads the frames of one folder; the first one that can be read says how large all of them are stored."""
-
-    def __init__(self, folder: Path, config: FolderConfig) -> None:
-        self.folder, self.config = folder, config
-        self.colour = read_matrix(folder / "intrinsic.txt", (3, 4))[:3, :3]
-        self.has_depth = any(folder.glob("*.png"))
-        self.first: Path | None = None
-
-    def read(self, path: Path, pose: np.ndarray) -> _Frame:
-        image = read_image(path)
-        if self.first is None:
-            self._settle(path, image)
-        if image.shape[:2] != self.stored:
-            raise UserError(
-                f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {self.first.name} has {self.stored[1]}x{self.stored[0]}"  # type: ignore[union-attr]
-            )
-        depth = self._depth(path) if self.has_depth else None
-        return _Frame(path, pose, image if self.size == self.stored else resize_image(image, *self.size), depth)
-
-    def _settle(self, path: Path, image: np.ndarray) -> None:
-        self.first, self.stored = path, (image.shape[0], image.shape[1])
-        height = self.config.height or self.stored[0]
-        self.size = (height, max(1, round(self.stored[1] * height / self.stored[0])))
-        scale = np.diag([self.size[1] / self.stored[1], self.size[0] / self.stored[0], 1.0])
-        self.intrinsics = scale @ self.colour
-        self.rays = pixel_rays(self.intrinsics, *self.size)
-
-    def _depth(self, path: Path) -> np.ndarray:
-        depth = read_depth(path.with_suffix(".png"))
-        camera = _depth_camera(self.folder, self.colour, self.stored, (depth.shape[0], depth.shape[1]))
-        return _depth_on_colour(depth, camera, self.rays)
-
-
 def folder_clip(folder: Path, config: FolderConfig) -> PosedClip:
-    """Read one scene folder.
+    """Read one scene folder; with a `ScanNetConfig` its world is aligned.
 
     Raises:
         UserError: a file is missing or unreadable, sizes differ between frames, or no pose is finite; it names the file.
             With `on_bad_frame` "skip" only if no frame is left.
     """
     dropped: list[str] = []
-    skip = config.on_bad_frame == "skip"
-    posed = valid_frames(folder, dropped, skip)
-    reader, frames = _Reader(folder, config), []
-    for path, pose in (posed[index] for index in spread(len(posed), config.frames)):
-        with bad_frame(path, dropped, skip):
-            frames.append(reader.read(path, pose))
-    if not frames:
-        raise UserError(f"{folder}: none of its frames can be read ({dropped[-1]}); export the scene again or leave it out")
-    depths = [frame.depth for frame in frames if frame.depth is not None]
-    return PosedClip(
-        scene_id=folder.name,
-        rgb=np.stack([frame.rgb for frame in frames]),
-        depth=np.stack(depths) if depths else None,
-        intrinsics=reader.intrinsics,
-        camera_to_world=np.stack([frame.pose for frame in frames]),
-        frame_ids=np.array([int(frame.path.stem) for frame in frames], np.int64),
-        dropped=tuple(dropped),
-    )
+    posed = valid_frames(folder, dropped, config.on_bad_frame == "skip")
+    align = alignment_for(folder, config.align) if isinstance(config, ScanNetConfig) else None
+    world = np.eye(4) if align is None else align
+    camera, depth_camera = read_matrix(folder / "intrinsic.txt", (3, 4))[:3, :3], None
+    has_depth = any(folder.glob("*.png"))
+    if has_depth and (folder / "depth_intrinsic.txt").exists():
+        depth_camera = read_matrix(folder / "depth_intrinsic.txt", (3, 4))[:3, :3]
+    shots = [
+        Shot(int(path.stem), path, path.with_suffix(".png") if has_depth else None, world @ pose, camera, depth_camera)
+        for path, pose in posed
+    ]
+    return shots_clip(folder, shots, config, dropped)

@@ -1,6 +1,8 @@
 """Question files: the benchmarks' own and ours, read with every record checked, written so that they read back the same.
 
-Beside the procedural questions: real ScanQA v1.0 JSON and VSI-Bench jsonl/parquet come in here, and both schemas go out.
+Beside the procedural questions. In come the official files of ScanQA v1.0 and VSI-Bench (jsonl, parquet or json), SQA3D
+(questions; the annotations beside them), ScanRefer, Multi3DRefer and Scan2Cap (ScanRefer grouped by object);
+the same go out.
 
     python -c "from teacher.scenes.questions import load_questions; print(len(load_questions('ScanQA_v1.0_val.json')))"
 """
@@ -8,51 +10,88 @@ Beside the procedural questions: real ScanQA v1.0 JSON and VSI-Bench jsonl/parqu
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teacher.scenes.questions_vsi import CHOICE_TYPES, VSI_TYPES
-from vega_artifact import UserError, canonical, read_json, write_json, write_text
+from teacher.scenes.question_schemas import SCHEMAS, Schema, instances, schema_of
+from teacher.scenes.sqa3d_files import join_sqa3d, write_sqa3d
+from vega_artifact import UserError, atomic_write, canonical, read_json, unknown_name, write_json, write_text
 
-VSI_KEYS = ("id", "dataset", "scene_name", "question_type", "question", "options", "ground_truth")
-SCANQA_KEYS = ("scene_id", "question_id", "question")  # the hidden test set has neither answers nor, in one half, objects
 KNOWN_SUFFIXES = ".json, .jsonl or .parquet"
+NEEDS_ARROW = "parquet needs pyarrow (pip install pyarrow); or use the benchmark's .jsonl"
+OFFICIAL = "give a file of ScanQA v1.0, VSI-Bench, SQA3D, ScanRefer or Multi3DRefer"
 
 
-def load_questions(path: Path | str) -> list[dict[str, Any]]:
-    """Read ScanQA records (.json) or VSI-Bench records (.jsonl, .parquet, .json), in file order.
+@dataclass(frozen=True)
+class Examined:
+    """What is in a question file: the good records in file order, and one sentence for every bad one."""
 
-    Kept as they are, except: `scene_name` becomes text (ARKitScenes names are all digits), `object_id` becomes `object_ids`,
-    missing options become None. Further keys stay.
+    schema: Schema
+    records: list[dict[str, Any]]
+    faults: list[str]
+
+
+def load_questions(path: Path | str, task: str | None = None) -> list[dict[str, Any]]:
+    """Read the records of any of the six benchmarks, in file order.
+
+    Kept as they are, except: `scene_name` becomes text (ARKitScenes names are all digits), `object_id` of ScanQA becomes
+    `object_ids`, missing options become None, SQA3D's answers are joined in as texts. Further keys stay.
+
+    Args:
+        task: the benchmark the records must be of; None takes any. "scan2cap" groups ScanRefer's by object.
 
     Raises:
-        UserError: no such file, unknown suffix, empty file, a record with missing keys, a wrong value or a duplicate id, or
-            a parquet file without pandas and pyarrow.
+        UserError: no such file, unknown suffix, empty file, a record with missing keys, a wrong value or a duplicate id,
+            records of another benchmark, or a parquet file without pyarrow.
+    """
+    found = examine(path)
+    if found.faults:
+        raise UserError(found.faults[0])
+    if task not in (None, *SCHEMAS):
+        raise unknown_name("question task", str(task), SCHEMAS)
+    if task == "scan2cap" and found.schema.name == "scanrefer":
+        return instances(found.records)
+    if task not in (None, found.schema.name):
+        raise UserError(f"{path}: holds questions of {found.schema.name}, but those of {task} were asked for")
+    return found.records
+
+
+def examine(path: Path | str) -> Examined:
+    """Read a file to its end whatever is wrong with its records.
+
+    Raises:
+        UserError: the file itself cannot be read, or what is in it is no list of questions.
     """
     path = Path(path)
     records = _read(path)
+    if isinstance(records, dict) and isinstance(records.get("questions"), list):
+        records = join_sqa3d(path, records)
     if not isinstance(records, list) or not records:
-        raise UserError(f"{path}: a non-empty list of questions expected; give a ScanQA v1.0 or VSI-Bench file")
+        raise UserError(f"{path}: a non-empty list of questions expected; {OFFICIAL}")
     if not isinstance(records[0], dict):
-        raise UserError(f"{path}: record 0 is not an object; give a ScanQA v1.0 or VSI-Bench file")
-    vsi = "question_type" in records[0] or "scene_name" in records[0]
-    keys, check, identity = (VSI_KEYS, _check_vsi, "id") if vsi else (SCANQA_KEYS, _check_scanqa, "question_id")
-    checked: list[dict[str, Any]] = []
+        raise UserError(f"{path}: record 0 is not an object; {OFFICIAL}")
+    found = Examined(schema_of(records[0]), [], [])
     seen: dict[Any, int] = {}
     for number, record in enumerate(records):
-        where = f"{path}: record {number}"
-        missing = [key for key in keys if key not in record] if isinstance(record, dict) else list(keys)
-        if missing:
-            raise UserError(f"{where} lacks {', '.join(missing)}; every record needs {', '.join(keys)}")
-        record = check(where, dict(record))
-        if record[identity] in seen:
-            earlier = seen[record[identity]]
-            raise UserError(f"{where} repeats {identity} {record[identity]!r} of record {earlier}; ids must be unique")
-        seen[record[identity]] = number
-        checked.append(record)
-    return checked
+        try:
+            found.records.append(_checked(f"{path}: record {number}", number, record, found.schema, seen))
+        except UserError as error:
+            found.faults.append(str(error))
+    return found
+
+
+def _checked(where: str, number: int, record: Any, schema: Schema, seen: dict[Any, int]) -> dict[str, Any]:
+    missing = [key for key in schema.keys if key not in record] if isinstance(record, dict) else list(schema.keys)
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; every record needs {', '.join(schema.keys)}")
+    record = schema.check(where, dict(record))
+    earlier = seen.setdefault(schema.key(record), number)
+    if earlier != number:
+        named = ", ".join(f"{field} {record[field]!r}" for field in schema.identity)
+        raise UserError(f"{where} repeats {named} of record {earlier}; ids must be unique")
+    return record
 
 
 def _read(path: Path) -> Any:
@@ -85,61 +124,36 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{path}: reading parquet needs pyarrow (pip install pyarrow); or use the benchmark's .jsonl") from None
+        raise UserError(f"{path}: reading {NEEDS_ARROW}") from None
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error}); fetch it again") from None
 
 
-def _check_vsi(where: str, record: dict[str, Any]) -> dict[str, Any]:
-    if record["question_type"] not in VSI_TYPES:
-        raise UserError(f"{where} has unknown question_type {record['question_type']!r}; known: {', '.join(VSI_TYPES)}")
-    if isinstance(record["id"], bool) or not isinstance(record["id"], int):
-        raise UserError(f"{where} has id {record['id']!r}; a whole number expected")
-    record["scene_name"], truth = str(record["scene_name"]), str(record["ground_truth"])
-    record["ground_truth"], record["options"] = truth, list(record["options"] or ()) or None
-    if record["question_type"] in CHOICE_TYPES:
-        letters = _letters(where, record["options"])
-        if truth not in letters:
-            raise UserError(f"{where} has ground_truth {truth!r}; one of {', '.join(letters)} expected")
-    elif not _is_number(truth):
-        raise UserError(f"{where} has ground_truth {truth!r}; a number expected for {record['question_type']}")
-    return record
-
-
-def _letters(where: str, options: Sequence[str] | None) -> list[str]:
-    """The letters of "A. left", "B. right", ...; they must run from A without a gap."""
-    letters = [chr(ord("A") + number) for number in range(len(options or ()))]
-    if len(letters) < 2 or any(not str(option).startswith(f"{letter}. ") for letter, option in zip(letters, options or ())):
-        raise UserError(f"{where} has options {options!r}; at least two expected, as 'A. ...', 'B. ...'")
-    return letters
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _check_scanqa(where: str, record: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(record["question_id"], str):
-        raise UserError(f"{where} has question_id {record['question_id']!r}; a text expected, such as 'val-scene0011-0'")
-    if "object_id" in record and "object_ids" not in record:
-        record["object_ids"] = record.pop("object_id")
-    answers = record.get("answers", [""])
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f"{where} has answers {answers!r}; a non-empty list of texts expected (or no `answers` at all)")
-    return record
-
-
 def write_questions(path: Path | str, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write records as .json (one list) or .jsonl (one record a line, as VSI-Bench ships); all of it or nothing."""
+    """Write records as .json (one list; SQA3D: its two files), .jsonl or .parquet (as VSI-Bench ships); all of it or nothing.
+
+    Raises:
+        UserError: another suffix, or parquet without pyarrow.
+    """
     path, rows = Path(path), [canonical(record) for record in records]
-    if path.suffix == ".json":
+    if path.suffix == ".json" and rows and schema_of(rows[0]).name == "sqa3d":
+        write_sqa3d(path, rows)
+    elif path.suffix == ".json":
         write_json(path, rows)
     elif path.suffix == ".jsonl":
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        _write_parquet(path, rows)
     else:
-        raise UserError(f"{path}: questions are written as .json or .jsonl; give one of these suffixes")
+        raise UserError(f"{path}: questions are written as {KNOWN_SUFFIXES}; give one of these suffixes")
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: writing {NEEDS_ARROW}") from None
+    atomic_write(path, lambda temporary: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary))

@@ -82,21 +82,15 @@ def _named(order: Order, winner_first: bool) -> tuple[SceneObject, SceneObject]:
 
 
 def _which(wording: str, orders: Sequence[Order], rng: random.Random, count: int) -> list[Draft]:
-    """Questions answered by the class of the winner; `wording` has slots x, y."""
+    """Questions answered by the class of the winner; `wording` has slots x, y.
+
+    "Which" and not "whether": that a small reader can point at one of two things it has found says what it found; to say
+    "yes" it would also have to know which of them was named first, and none of ours learned that (docs/log.md).
+    """
     drafts = []
     for order, winner_first in _ask(orders, rng, count):
         x, y = _named(order, winner_first)
         drafts.append(Draft(wording.format(x=x.name, y=y.name), (order.winner.name,), (x, y), order.view))
-    return drafts
-
-
-def _whether(wording: str, orders: Sequence[Order], rng: random.Random, count: int) -> list[Draft]:
-    """Yes/no questions: yes when the winner is named first; `wording` has slots x, y."""
-    drafts = []
-    for order, winner_first in _ask(orders, rng, count):
-        x, y = _named(order, winner_first)
-        answer = "yes" if winner_first else "no"
-        drafts.append(Draft(wording.format(x=x.name, y=y.name), (answer,), (x, y), order.view))
     return drafts
 
 
@@ -141,14 +135,14 @@ def camera_distance(evidence: Evidence, rng: random.Random) -> list[Draft]:
 def left_of(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """Left in the picture: mean columns of the visible pixels at least 12 % of the width apart."""
     orders = _in_views(evidence, lambda a, b: a.column + SIDEWAYS < b.column)
-    return _whether("In this view, is the {x} left of the {y}?", orders, rng, 5)
+    return _which("In this view, which is to the left, the {x} or the {y}?", orders, rng, 5)
 
 
 def in_front_of(evidence: Evidence, rng: random.Random) -> list[Draft]:
     """In front: nine tenths of the visible surface lie at lower depth than nine tenths of the other's, 15 % apart."""
     orders = _in_views(evidence, lambda a, b: a.far < b.near and (a.near + a.far) * NEARER_RATIO < b.near + b.far)
     orders = _unexpected(orders, rng)
-    return _whether("In this view, is the {x} in front of the {y}?", orders, rng, 5)
+    return _which("In this view, which is in front, the {x} or the {y}?", orders, rng, 5)
 
 
 def higher(evidence: Evidence, rng: random.Random) -> list[Draft]:

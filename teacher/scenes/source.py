@@ -17,9 +17,12 @@ from urllib.parse import parse_qsl
 
 from vega_artifact import UserError, fingerprint, unknown_name
 
+from .arkitscenes import arkit_clip, arkit_scenes
 from .clip import PosedClip
-from .folders import FolderConfig, find_scenes, folder_clip
+from .folders import ScanNetConfig, alignment_for, find_scenes, folder_clip
 from .procedural import VERSION, ProceduralConfig, procedural_clip
+from .scannetpp import scannetpp_clip, scannetpp_scenes
+from .shots import FolderConfig
 from .video import VideoConfig, find_videos, video_clip
 
 
@@ -88,20 +91,56 @@ def _open_procedural(scheme: str, rest: str, query: str) -> SceneSource:
 
 
 def _open_folder(scheme: str, rest: str, query: str) -> SceneSource:
-    """folder:PATH?frames=32&height=0&on_bad_frame=error -- posed RGB-D folders (also scannet:PATH), see `folders.py`"""
+    """folder:PATH?frames=32&height=0&on_bad_frame=error -- posed RGB-D folders, see `folders.py`"""
     config = FolderConfig(**parse_options(FolderConfig, query, f"{scheme}:{rest}?{query}"))
+    return _files_source(scheme, rest, config, find_scenes, folder_clip)
+
+
+def _open_scannet(scheme: str, rest: str, query: str) -> SceneSource:
+    """scannet:PATH?frames=32&height=0&on_bad_frame=error&align=auto -- posed RGB-D folders turned to the walls"""
+    config = ScanNetConfig(**parse_options(ScanNetConfig, query, f"{scheme}:{rest}?{query}"))
+    scenes = find_scenes(Path(rest).expanduser().resolve())
+    worlds = [alignment_for(scene, config.align) for scene in scenes]  # from outside the scene's folder: part of the identity
+    return _files_source(scheme, rest, config, find_scenes, folder_clip, [w if w is None else w.tolist() for w in worlds])
+
+
+def _open_scannetpp(scheme: str, rest: str, query: str) -> SceneSource:
+    """scannetpp:PATH?frames=32&height=0&on_bad_frame=error -- ScanNet++ iPhone streams, see `scannetpp.py`"""
+    config = FolderConfig(**parse_options(FolderConfig, query, f"{scheme}:{rest}?{query}"))
+    return _files_source(scheme, rest, config, scannetpp_scenes, scannetpp_clip)
+
+
+def _open_arkitscenes(scheme: str, rest: str, query: str) -> SceneSource:
+    """arkitscenes:PATH?frames=32&height=0&on_bad_frame=error -- ARKitScenes videos, see `arkitscenes.py`"""
+    config = FolderConfig(**parse_options(FolderConfig, query, f"{scheme}:{rest}?{query}"))
+    return _files_source(scheme, rest, config, arkit_scenes, arkit_clip)
+
+
+def _files_source(
+    scheme: str,
+    rest: str,
+    config: FolderConfig,
+    find: Callable[[Path], list[Path]],
+    read: Callable[[Path, Any], PosedClip],
+    beside: object = None,
+) -> SceneSource:
+    """Scene folders on disk; `beside` is what else decides their content."""
     path = Path(rest).expanduser().resolve()
-    scenes = find_scenes(path)
+    scenes = find(path)
     files = {
-        scene.name: [(file.name, file.stat().st_size) for file in sorted(scene.iterdir()) if file.is_file()] for scene in scenes
+        scene.name: [
+            (file.relative_to(scene).as_posix(), file.stat().st_size) for file in sorted(scene.rglob("*")) if file.is_file()
+        ]
+        for scene in scenes
     }
-    identity = fingerprint({"files": files, "config": config})
-    make = partial(_folder_at, tuple(scenes), config)
-    return SceneSource(canonical_uri(scheme, str(path), config), identity, tuple(scene.name for scene in scenes), make)
+    identity = {"files": files, "config": config} | ({"beside": beside} if beside is not None else {})
+    make = partial(_folder_at, tuple(scenes), read, config)
+    names = tuple(scene.name for scene in scenes)
+    return SceneSource(canonical_uri(scheme, str(path), config), fingerprint(identity), names, make)
 
 
-def _folder_at(scenes: tuple[Path, ...], config: FolderConfig, index: int) -> PosedClip:
-    return folder_clip(scenes[index], config)
+def _folder_at(scenes: tuple[Path, ...], read: Callable[[Path, Any], PosedClip], config: FolderConfig, index: int) -> PosedClip:
+    return read(scenes[index], config)
 
 
 def _open_video(scheme: str, rest: str, query: str) -> SceneSource:
@@ -122,7 +161,9 @@ def _video_at(videos: tuple[tuple[str, Path], ...], config: VideoConfig, index: 
 SCHEMES: dict[str, Callable[[str, str, str], SceneSource]] = {
     "procedural": _open_procedural,
     "folder": _open_folder,
-    "scannet": _open_folder,
+    "scannet": _open_scannet,
+    "scannetpp": _open_scannetpp,
+    "arkitscenes": _open_arkitscenes,
     "video": _open_video,
 }
 
@@ -132,9 +173,9 @@ def open_scenes(uri: str) -> SceneSource:
 
     Args:
         uri: "procedural:SPLIT?count=20&seed=1&frames=8&size=128&span=1.0" with SPLIT train, val or test;
-            "folder:PATH" or "scannet:PATH" (posed_images layout); "video:PATH/*.mp4". The last three take
-            `frames` (32; 0 = all), `height` in pixels (0 = as stored) and `on_bad_frame` (error; or skip). The first
-            question mark starts the options.
+            "folder:PATH" or "scannet:PATH" (posed_images layout; scannet also `align`: auto, none or require),
+            "scannetpp:PATH", "arkitscenes:PATH", "video:PATH/*.mp4". All but procedural take `frames` (32; 0 = all),
+            `height` in pixels (0 = as stored) and `on_bad_frame` (error; or skip). The first question mark starts the options.
 
     Raises:
         UserError: an unknown scheme, split or option (the known ones are listed), or nothing readable at the path.

@@ -1,6 +1,7 @@
 """Plain video files as clips: colours only, decoded by PyAV.
 
-A scene source for pictures nobody measured: extraction and distillation need no geometry, only the 3D probes do.
+A scene source for pictures nobody measured: extraction and distillation need no geometry, only the 3D probes do. Also
+written here, for data sets that pair questions with video files.
 
     python -c "from teacher.scenes import open_scenes; print(open_scenes('video:/data/*.mp4?frames=32').scene_ids)"
 """
@@ -18,7 +19,7 @@ import numpy as np
 from vega_artifact import UserError, unknown_name
 
 from .clip import PosedClip, resize_image
-from .folders import POLICIES, spread
+from .shots import POLICIES, spread
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,17 @@ def _decode(container: Any, times: list[int], wanted: set[int], height: int) -> 
         if len(images) == len(wanted):
             break
     return images
+
+
+def write_video(path: Path, frames: np.ndarray, rate: int = 30) -> None:
+    """Encode uint8 (T, H, W, 3) as MPEG-4 in whatever container the suffix names; odd sizes lose their last row or column."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2, "yuv420p"
+        stream.bit_rate = 4_000_000
+        for image in frames[:, : stream.height, : stream.width]:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())

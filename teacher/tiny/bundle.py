@@ -95,8 +95,12 @@ def new_reader(tokenizer: PreTrainedTokenizerFast, condition: str, seed: int) ->
         model = Qwen2ForCausalLM(config)
         for layer in model.model.layers:
             # like attends to like from the start, a word to the patches that show it; gradients find that very slowly
-            torch.nn.init.orthogonal_(layer.self_attn.q_proj.weight)
-            layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight)
+            attention = layer.self_attn
+            torch.nn.init.orthogonal_(attention.q_proj.weight)
+            attention.k_proj.weight.data.copy_(attention.q_proj.weight)
+            # and what is found is taken along as it is: a word that has found its patches knows where they are and how far
+            torch.nn.init.orthogonal_(attention.v_proj.weight)
+            attention.o_proj.weight.data.copy_(0.5 * attention.v_proj.weight.T)
         connector = None if condition == "blind" else Connector(WIDTH, WIDTH, GRID)
     return Reader(model, tokenizer, connector)
 

@@ -35,6 +35,7 @@ from teacher.tiny.loop import Stage, muon_and_adamw, step_rng
 from teacher.tiny.rooms import class_names
 
 ASK = "Answer the question simply."  # ScanQA's ending, see scanqa_prompt
+ALWAYS = "room_size_estimation"
 COVERED = 0.15  # share of a patch a class must cover to count, as in the semantic stage
 
 
@@ -44,13 +45,13 @@ class FitConfig:
 
     teacher: str = "tiny-geometry"
     recover_steps: int = 800
-    base_steps: int = 3500
-    reader_steps: int = 500
+    base_steps: int = 5000
+    reader_steps: int = 300
     alignment: float = 0.2  # share of the steps from scratch that only ask which classes are in the room and in a view
     fusion: str = "token_gated"
     rooms: int = 4
     ladder_questions: int = 16
-    vsi_questions: int = 4
+    vsi_questions: int = 5
     words: float = 0.5  # weight of the loss that makes visual embeddings decodable as class words, from scratch
     words_later: float = 0.1  # its weight afterwards
     seed: int = 0
@@ -165,15 +166,17 @@ def item(record: dict[str, Any], task: str) -> Item:
 def pick(rng: np.random.Generator, room: dict[str, Any], config: FitConfig) -> list[Item]:
     """The questions of one room in one step: per task a random choice in which the types take turns.
 
-    Types, because scores are means over types: there are five distances to ask for in a room, and one room size.
+    Types, because scores are means over types: there are five distances to ask for in a room, and one room size. That one is
+    always asked: it takes the whole room to answer.
     """
     chosen = []
     for task, kind, count in (("scanqa", "type", config.ladder_questions), ("vsibench", "question_type", config.vsi_questions)):
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in rng.permutation(len(room[task])):
             groups.setdefault(room[task][row][kind], []).append(room[task][row])
-        kinds = [list(groups.values())[k] for k in rng.permutation(len(groups))]
-        turns = [record for turn in zip_longest(*kinds) for record in turn if record is not None]
+        order = [list(groups)[k] for k in rng.permutation(len(groups))]
+        order.sort(key=lambda name: name != ALWAYS)
+        turns = [record for turn in zip_longest(*(groups[name] for name in order)) for record in turn if record is not None]
         chosen += [item(record, task) for record in turns[:count]]
     return chosen
 

@@ -110,7 +110,7 @@ def test_a_job_gives_each_room_its_own_tokens(questions: Questions, tmp_path: Pa
     tokens = {room: np.full((1, 1, 1, 1), index, np.float16) for index, room in enumerate(rooms)}
 
     class Echo:
-        def answer(self, visual: torch.Tensor, prompts: list[str]) -> list[str]:
+        def answer(self, visual: torch.Tensor, prompts: list[str], views: list[int | None]) -> list[str]:
             assert visual.dtype == torch.float32
             return [f"{int(visual)}|{text}" for text in prompts]
 

@@ -1,7 +1,4 @@
-"""Intervals against golden statistics (lmms-eval, statsmodels), by hand, and by what a bootstrap must do."""
-
-import json
-from pathlib import Path
+"""Intervals by hand, and by what a bootstrap must do; the golden statistics are compared in test_statistics.py."""
 
 import numpy as np
 import pytest
@@ -10,58 +7,10 @@ from scipy import stats
 from bench import intervals
 from vega_artifact import UserError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "bench" / "statistics.json").read_text())
-paired_cases = pytest.mark.parametrize("case", GOLDEN["paired"], ids=lambda case: case["name"])
-
 
 def means(values):
     """One item per scene."""
     return np.column_stack([values, np.ones(len(values))])
-
-
-@paired_cases
-def test_standard_errors(case):
-    expected = case["expected"]["lmms_eval_0_7_3"]
-    difference = np.subtract(case["student"], case["teacher"])
-    assert intervals.mean_stderr(case["teacher"]) == pytest.approx(expected["mean_stderr_teacher"], abs=1e-12)
-    for name, values in (("teacher", case["teacher"]), ("student", case["student"]), ("of_difference", difference)):
-        found = intervals.clustered_stderr(values, case["cluster"])
-        assert found == pytest.approx(expected[f"clustered_stderr_{name}"], abs=1e-12)
-    assert intervals.mean_stderr(difference) == pytest.approx(
-        expected["paired_ttest_student_minus_teacher"]["se_diff"], abs=1e-12
-    )
-
-
-@paired_cases
-def test_tost(case):
-    difference = np.subtract(case["student"], case["teacher"])
-    for margin in (0.02, 0.05, 0.1):
-        expected = case["expected"]["statsmodels"][f"tost_paired_margin_{margin}"]["p"]
-        assert intervals.tost(difference, margin) == pytest.approx(expected, abs=1e-12)
-
-
-@paired_cases
-def test_mcnemar(case):
-    expected = case["expected"]["statsmodels"]
-    if "mcnemar_exact_p" not in expected:
-        with pytest.raises(UserError, match="graded scores"):
-            intervals.mcnemar(case["teacher"], case["student"])
-        return
-    found = intervals.mcnemar(case["teacher"], case["student"])
-    (_, only_teacher), (only_student, _) = expected["table_teacher_rows_student_cols_correct_first"]
-    assert (found["only_a"], found["only_b"]) == (only_teacher, only_student)
-    assert found["p"] == pytest.approx(expected["mcnemar_exact_p"], abs=1e-12)
-
-
-def test_mcnemar_by_hand():
-    found = intervals.mcnemar([1] * 9 + [0], [0] * 9 + [1])
-    assert found == {"only_a": 9, "only_b": 1, "p": pytest.approx(2 * 11 / 1024)}
-
-
-@pytest.mark.parametrize("case", GOLDEN["power"])
-def test_required_n(case):
-    arguments = {key: value for key, value in case["args"].items() if key != "current_n"}
-    assert intervals.required_n(arguments.pop("effect_size"), **arguments) == case["expected"]["min_n"]
 
 
 def test_interval_agrees_with_the_normal_approximation():

@@ -21,22 +21,19 @@ NAMES = {
         "em": ("EM_fraction", 100),
         "cider": ("CIDEr_x100", 1),
         "rouge_l": ("ROUGE-L_x100", 1),
-        "meteor": ("METEOR_x100", 1),
         **{f"bleu{n}": (f"BLEU-{n}_x100", 1) for n in range(1, 5)},
     },
     "scanqa_official": {
         "cider": ("CIDEr", 1),
         "rouge_l": ("ROUGE_L", 1),
-        "meteor": ("METEOR", 1),
         **{f"bleu{n}": (f"Bleu_{n}", 1) for n in range(1, 5)},
     },
-    "leo": {name: (name, 100) for name in ("em", "em_refined", "cider", "meteor")} | {"rouge_l": ("rouge", 100)},
+    "leo": {name: (name, 100) for name in ("em", "em_refined", "cider")} | {"rouge_l": ("rouge", 100)},
     "llava3d": {
         "em": ("[scanqa] EM1", 100),
         "em_refined": ("[scanqa] EM1_refined", 100),
         "cider": ("[scanqa] CIDEr", 100),
         "rouge_l": ("[scanqa] ROUGE_L", 100),
-        "meteor": ("[scanqa] METEOR", 100),
         **{f"bleu{n}": (f"[scanqa] Bleu_{n}", 100) for n in range(1, 5)},
     },
 }
@@ -57,14 +54,23 @@ def no_java(monkeypatch):
     monkeypatch.setenv("PATH", "")
 
 
+def test_a_java_that_does_not_run_is_no_java(monkeypatch, tmp_path):
+    program = tmp_path / "java"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not captions.has_java()
+    with pytest.raises(UserError, match="no working `java`"):
+        captions.ptb_tokenize(["a chair"])
+
+
 @pytest.mark.parametrize("protocol", ["vega3d", "leo"])
 @pytest.mark.parametrize("name", SCORED)
 def test_text_metrics_without_java(name, protocol, no_java):
     result = score_corpus(name, protocol)
     golden = expected_aggregate(name, protocol)
     for metric, (key, factor) in NAMES[protocol].items():
-        if metric != "meteor":
-            assert result["metrics"][metric] == pytest.approx(golden[key] * factor, abs=1e-9), metric
+        assert result["metrics"][metric] == pytest.approx(golden[key] * factor, abs=1e-9), metric
     assert "meteor" not in result["metrics"] and "java" in result["notes"]["missing"]["meteor"]
     if protocol == "leo":
         assert [result["metrics"][f"bleu{n}"] / 100 for n in range(1, 5)] == pytest.approx(golden["bleu_1to4"], abs=1e-11)
@@ -83,8 +89,8 @@ def test_exact_match_labels_need_no_java(name, protocol, no_java):
     else:
         assert "em_refined" not in result["metrics"] and "em_refined" in result["notes"]["missing"]
     if scanqa.PROTOCOLS[protocol].ptb:
-        assert set(result["notes"]["missing"]) >= {*scanqa.NGRAM_METRICS, "meteor"}
-        assert not {*scanqa.NGRAM_METRICS, "meteor"} & set(result["metrics"])
+        assert set(result["notes"]["missing"]) >= {*captions.NGRAM_METRICS, "meteor"}
+        assert not {*captions.NGRAM_METRICS, "meteor"} & set(result["metrics"])
 
 
 @pytest.mark.parametrize("protocol", ["vega3d", "leo"])
@@ -105,21 +111,8 @@ def test_text_metrics_on_ptb_tokens(protocol):
     result = scanqa.score(predictions, cases, protocol, with_meteor=False)
     golden = expected_aggregate("main", protocol)
     for metric, (key, factor) in NAMES[protocol].items():
-        if metric != "meteor":
-            assert result["metrics"][metric] == pytest.approx(golden[key] * factor, abs=1e-9), metric
+        assert result["metrics"][metric] == pytest.approx(golden[key] * factor, abs=1e-9), metric
     assert "meteor" not in result["metrics"] and result["notes"]["missing"]["meteor"] == "left out on request"
-
-
-@needs_java
-@pytest.mark.slow
-@pytest.mark.parametrize("protocol", ["vega3d", "llava3d"])
-def test_meteor(protocol):
-    result = score_corpus("main", protocol)
-    key, factor = NAMES[protocol]["meteor"]
-    assert result["metrics"]["meteor"] == pytest.approx(expected_aggregate("main", protocol)[key] * factor, abs=1e-9)
-    per_sample = CORPORA["main"]["expected"][protocol]["per_sample"].get("meteor")
-    if per_sample:
-        assert [row["meteor"] for row in result["per_item"].values()] == pytest.approx(per_sample, abs=1e-9)
 
 
 @needs_java
@@ -129,14 +122,24 @@ def test_ptb_tokens():
     assert captions.ptb_tokenize([case["prediction"] for case in CORPORA["main"]["cases"]]) == golden["prediction"]
 
 
-def test_line_breaks_never_reach_meteor(monkeypatch):
-    seen = []
-    monkeypatch.setattr(scanqa, "has_java", lambda: True)
-    monkeypatch.setattr(scanqa, "meteor", lambda texts, answers: seen.append((texts, answers)) or (0.5, [0.5, 0.5]))
+def test_line_breaks_are_counted(no_java):
     annotations = [{"question_id": name, "answers": ["a red chair\n"]} for name in "ab"]
-    result = scanqa.score({"a": "a red\r\nchair", "b": "on wall"}, annotations)
-    assert seen == [(["a red chair", "on wall"], [["a red chair"], ["a red chair"]])]
-    assert any("line breaks in 1" in warning for warning in result["notes"]["warnings"])
+    notes = scanqa.score({"a": "a red\r\nchair", "b": "on wall"}, annotations)["notes"]
+    assert notes["counts"] == {"line_breaks": 1} and notes["warnings"][0].startswith("1 predictions hold line breaks")
+
+
+def test_what_the_references_reward_is_counted_and_left_out_of_strict(no_java):
+    texts = {"a": "", "b": "s", "c": "on the wall", "d": "brown box", "e": "sofa"}
+    answers = {"a": ["red"], "b": ["yes"], "c": ["wall"], "d": ["box", "brown box"], "e": ["chair"]}
+    records = [{"question_id": name, "answers": answers[name]} for name in texts]
+    leo = scanqa.score(texts, records, "leo")
+    assert leo["metrics"]["em"] == 0 and leo["metrics"]["em_refined"] == pytest.approx(80)
+    assert leo["notes"]["strict"]["em_refined"] == pytest.approx(40)
+    rewarded = {"empty": 1, "empty_rewarded": 1, "partial_words_rewarded": 1, "late_exact_matches": 1}
+    assert leo["notes"]["counts"] == rewarded and len(leo["notes"]["warnings"]) == 4
+    llava = scanqa.score(texts, records, "llava3d")
+    assert llava["metrics"]["em"] == pytest.approx(20) and "late_exact_matches" not in llava["notes"]["counts"]
+    assert "strict" not in scanqa.score(texts, records, "vega3d")["notes"]
 
 
 def test_clean_answer():
@@ -155,7 +158,8 @@ def test_official_scores_an_empty_answer_where_the_reference_divides_by_zero(no_
     assert CORPORA["main"]["expected"]["scanqa_official"]["aggregate"]["evals_json"] == {"error": "ZeroDivisionError"}
     result = score_corpus("main", "scanqa_official")
     assert result["per_item"]["val-scene9101-608"]["em"] == 0
-    assert "1 predictions are empty" in result["notes"]["warnings"]
+    assert "1 predictions are empty" in result["notes"]["warnings"] and result["notes"]["counts"]["reference_fails"] == 1
+    assert set(scanqa.OFFICIAL_ONLY) <= set(result["notes"]["missing"])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_bad_records_are_named(predictions, annotations, message):
 def test_unknown_names_list_the_known():
     with pytest.raises(UserError, match=r"Did you mean 'leo'\? Known: leo, llava3d, scanqa_official, vega3d"):
         scanqa.score({"a": "x"}, [{"question_id": "a", "answers": ["x"]}], "loe")
-    with pytest.raises(UserError, match="Known: ladder, scanqa, vsibench"):
+    with pytest.raises(UserError, match="Known: ladder, multi3drefer, scan2cap, scanqa, scanrefer, sqa3d, vsibench"):
         get_task("scanq")
 
 

@@ -111,6 +111,19 @@ def test_none_counts_as_zero_with_a_note():
     assert any("1 predictions belong to no annotation" in warning for warning in result["notes"]["warnings"])
 
 
+def test_odd_numbers_are_counted_and_never_full_marks():
+    truths = {1: "0", 2: "nan", 3: "many", 4: "-2", 5: "4", 6: "4", 7: "4"}
+    records = [{"id": key, "question_type": "object_counting", "ground_truth": truth} for key, truth in truths.items()]
+    result = vsibench.score({1: "0", 2: "nan", 3: "3", 4: "9", 5: "nan", 6: "inf", 7: "four"}, records)
+    scores = {key: row["score"] for key, row in result["per_item"].items()}
+    assert scores == {1: 0, 2: 0, 3: 0, 4: 1, 5: 0, 6: 0, 7: 0}  # the negative one as published, and said so
+    assert result["notes"]["counts"] == {
+        "unparsable": 1, "not_finite": 3, "truth_zero": 1, "truth_no_number": 2, "truth_negative": 1,
+    }  # fmt: skip
+    assert sum("the ground truth" in warning for warning in result["notes"]["warnings"]) == 3
+    assert result["per_item"][6]["parsed"] is None  # JSON has no infinity
+
+
 def test_official_without_easy_counts_levels_apart():
     kinds = {"object_rel_direction_medium": "A", "object_rel_direction_hard": "B", "route_planning": "B"}
     records = [{"id": kind, "question_type": kind, "ground_truth": "A"} for kind in kinds]

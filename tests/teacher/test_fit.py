@@ -105,11 +105,13 @@ class TestReader:
         assert not same(before, reader)
         assert same(held, tokens)
 
-    def test_queries_and_keys_start_alike(self) -> None:
+    def test_like_attends_to_like_and_takes_along_what_it_finds(self) -> None:
         for layer in bundle.new_reader(bundle.load_tokenizer(), "blind", 0).model.model.layers:
             query = layer.self_attn.q_proj.weight
             assert torch.equal(query, layer.self_attn.k_proj.weight)
             assert torch.allclose(query @ query.T, torch.eye(len(query)), atol=1e-5)
+            copied = layer.self_attn.o_proj.weight @ layer.self_attn.v_proj.weight
+            assert torch.allclose(copied, 0.5 * torch.eye(len(copied)), atol=1e-5)
 
 
 class TestSchool:

@@ -236,7 +236,7 @@ def test_uri_is_resolved_and_identifies_the_content():
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("procedurl:test", "procedural.*Known: folder, procedural, scannet, video"),
+        ("procedurl:test", "procedural.*Known: arkitscenes, folder, procedural, scannet, scannetpp, video"),
         ("test", "unknown kind of scenes"),
         ("procedural:tset", "Did you mean 'test'.*Known: test, train, val"),
         ("procedural:test?frame=3", "Did you mean 'frames'.*Known: count, frames, seed, size, span"),

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from teacher.semantic import SemanticEncoder, load_semantic
+from teacher.semantic import SemanticEncoder, load_semantic, project_then_pool
+from teacher.streams import projector
 from vega_artifact import UserError
 
 LAYERS, WIDTH = 3, 16
@@ -62,6 +63,21 @@ def test_other_grids_are_bilinear(folder: Path, frames: np.ndarray, grid: tuple[
     native = load_semantic(folder, grid=(6, 6)).features(frames)
     expected = F.interpolate(native, grid, mode="bilinear", align_corners=False)
     torch.testing.assert_close(load_semantic(folder, grid=grid).features(frames), expected)
+
+
+@torch.no_grad()
+def test_projection_on_the_towers_own_grid_comes_before_pooling(folder: Path, frames: np.ndarray) -> None:
+    native = load_semantic(folder, grid=None).features(frames)
+    assert native.shape == (3, WIDTH, 6, 6)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        project = projector(WIDTH, 8)
+    found = project_then_pool(native, project, (3, 3))
+    each = torch.stack([project(native[:, :, row, column]) for row in range(6) for column in range(6)], dim=-1)
+    expected = F.interpolate(each.unflatten(-1, (6, 6)), (3, 3), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    pooled_first = project(load_semantic(folder, grid=(3, 3)).features(frames).flatten(2).transpose(1, 2))
+    assert not torch.allclose(found.flatten(2).transpose(1, 2), pooled_first, atol=1e-4), "the projector is no linear map"
 
 
 def test_batch_size_changes_nothing(folder: Path, frames: np.ndarray) -> None:
