@@ -268,7 +268,7 @@ def _notes(chain: Chain, measured: dict[str, Any], tasks: dict[str, Any]) -> Rep
             f"Probes read the generator's own stream, which {learned}, and, where a row says so, the fused tokens. "
             "The semantic tower learned class labels, and the gate and the readers learned questions with answers, all on "
             "procedural training rooms.",
-            "Questions are answered from the fused tokens by three readers that share one base; `higher` stays out of the "
+            "Questions are answered from the fused tokens by three readers that share a base; `higher` stays out of the "
             "ladder's overall.",
             f"The random-weights row is the best of {len(config.random_seeds)} seeds for each metric.",
         ),

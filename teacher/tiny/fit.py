@@ -46,7 +46,7 @@ class FitConfig:
     teacher: str = "tiny-geometry"
     recover_steps: int = 800
     base_steps: int = 5000
-    reader_steps: int = 300
+    reader_steps: int = 600
     alignment: float = 0.2  # share of the steps from scratch that only ask which classes are in the room and in a view
     fusion: str = "token_gated"
     rooms: int = 4
