@@ -6,7 +6,7 @@ python -m teacher.tiny train --stage fit
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from teacher.tiny.bundle import (
     save_half,
 )
 
-SEEING = ("semantic", "fused")
+TEACHERS = ("tiny", "tiny-geometry")  # both get a fusion, the readers of one of them are trained
 SCRATCH, READER = 0, 300  # keep the random numbers of the parts apart
 
 
@@ -58,8 +58,9 @@ class School:
     def learn_tokens(self) -> None:
         assert self.streams is not None
         tokens = fit.new_tokens(self.streams, self.config)
-        fit.train_recover(tokens, fit.Recover(self.streams), self.streams, self.work, f"tokens_{self.condition}", self.config)
-        save_half(tokens, self._tokens_path())
+        path = self._tokens_path()
+        fit.train_recover(tokens, fit.Recover(self.streams), self.streams, self.work, f"tokens_{path.stem}", self.config)
+        save_half(tokens, path)
 
     def _base_path(self) -> Path:
         return self.work / f"base_{self.condition}.safetensors"
@@ -81,8 +82,9 @@ class School:
 
 
 def tokens(work: Path, config: fit.FitConfig) -> None:
-    for condition in SEEING:
-        School(work, config, condition).learn_tokens()
+    School(work, config, "semantic").learn_tokens()
+    for teacher in TEACHERS:
+        School(work, replace(config, teacher=teacher), "fused").learn_tokens()
 
 
 def bases(work: Path, config: fit.FitConfig) -> None:

@@ -130,7 +130,7 @@ class TestSchool:
         return tmp_path
 
     def test_every_condition_gets_tokens_a_base_and_readers_that_differ(self, work: Path) -> None:
-        assert {path.stem for path in (work / "fusion").iterdir()} == {"semantic", "tiny-geometry"}
+        assert {path.stem for path in (work / "fusion").iterdir()} == {"semantic", "tiny", "tiny-geometry"}
         read = {path.stem: load_file(path) for path in (work / "readers").iterdir()}
         assert set(read) == {f"{condition}-{seed}" for condition in bundle.CONDITIONS for seed in (0, 1)}
         for condition in bundle.CONDITIONS:
