@@ -155,9 +155,14 @@ def sentence(report: Row) -> str:
         )
     matching = find(report["paired"], metric="correspondence_recall_centred", a="student_exported", b="raw_patches")
     if matching is not None and direction(matching) == "worse":
-        start += ", but finds places again in another view less often than raw patches do"
+        start += ", but its generative stream finds places again in another view less often than raw patches do"
+        fused = find(report["paired"], metric="correspondence_recall_centred", a="student_exported_fused", b="raw_patches")
+        start += " (its fused tokens more often)" if fused is not None and direction(fused) == "better" else ""
     alone = find(report["paired"], task="ladder", type="overall", a="teacher", b="semantic")
-    end = "; semantic tokens alone answer as well" if alone is not None and direction(alone) != "better" else ""
+    end = ""
+    if alone is not None:
+        better = direction(alone) == "better"
+        end = "; on the ladder fused tokens beat semantic ones" if better else "; semantic tokens alone answer as well"
     return f"{start}; {parity_clause(report)}{end}."
 
 
