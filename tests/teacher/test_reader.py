@@ -28,12 +28,16 @@ def tokens(seed: int = 0, frames: int = 3) -> Tensor:
 def lively(condition: str) -> Reader:
     """A fresh reader with large weights: its answers hang on every token it may look at, trained or not.
 
-    Queries and keys are large from the start; larger still, and attention would see one token only.
+    Queries and keys are large from the start; larger still, and attention would see one token only. Values that are taken
+    along as they are would only repeat what was asked, so they are mixed.
     """
     reader = new_reader(load_tokenizer(), condition, seed=5)
     with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
         for name, weight in reader.model.named_parameters():
-            if "layers." in name and weight.ndim == 2 and not name.endswith(("q_proj.weight", "k_proj.weight")):
+            if name.endswith(("v_proj.weight", "o_proj.weight")):
+                weight.normal_(std=0.16, generator=generator)
+            elif "layers." in name and weight.ndim == 2 and not name.endswith(("q_proj.weight", "k_proj.weight")):
                 weight.mul_(8)
     return reader.eval().requires_grad_(False)
 
