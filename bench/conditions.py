@@ -29,9 +29,8 @@ from bench.maps import Maps, clips, exported_maps
 from bench.tasks import get_task
 from teacher.cache import FeatureCache
 from teacher.extract import extract
-from teacher.rerun import teacher_options
+from teacher.rerun import pipeline_of
 from teacher.scenes.questions import procedural_questions
-from teacher.streams import load_pipeline
 from teacher.tiny.bundle import READER_SEEDS, load_reader, load_semantic_tokens
 from vega_artifact import UserError
 
@@ -73,7 +72,7 @@ def embedded(
     return {
         "teacher": Condition(Maps([cache], lambda home, scene: home.read(scene, STREAM)), sighted),
         "student_exported": Condition(exported_maps([cache], export, STREAM), sighted),
-        "semantic": Condition(_semantic(cache), [load_reader("semantic", seed) for seed in seeds]),
+        "semantic": Condition(semantic_only(cache), [load_reader("semantic", seed) for seed in seeds]),
         "blind": Condition(None, [load_reader("blind", seed) for seed in seeds]),
         "teacher_reseeded": Condition(Maps([reseeded], lambda home, scene: home.read(scene, STREAM)), sighted),
     }
@@ -91,7 +90,7 @@ def conditions(readers: Sequence[str], cache: FeatureCache, export: Path, reseed
     return {model: Condition(tokens, [reader]) for model, (tokens, reader) in fitted(readers, cache, export, reseeded).items()}
 
 
-def _semantic(cache: FeatureCache) -> Maps:
+def semantic_only(cache: FeatureCache) -> Maps:
     """Semantic tokens through the projector that the semantic-only readers were trained with."""
     project = load_semantic_tokens()
     return Maps([cache], lambda home, scene: project(torch.from_numpy(home.read(scene, "semantic").astype(np.float32))).numpy())
@@ -114,15 +113,7 @@ def reseed(cache: FeatureCache, out: Path) -> FeatureCache:
         UserError: the teacher is no longer the one that made the cache.
     """
     config: dict[str, Any] = cache.manifest["config"]
-    options = teacher_options(config["teacher"])
-    if config.get("prompt"):
-        options["prompt_embeds"] = Path(config["prompt"])
-    pipeline = load_pipeline(config.get("asked_for", config["teacher"]["name"]), **options)
-    if pipeline.fingerprint != cache.manifest["parents"]["teacher"]:
-        raise UserError(
-            f"{cache.path}: made by teacher {cache.manifest['parents']['teacher']}, but {config['teacher']['name']!r} is now "
-            f"{pipeline.fingerprint}; extract the cache again, or give a cache of other noise by --reseeded"
-        )
+    pipeline = pipeline_of(cache, "extract the cache again, or give a cache of other noise by --reseeded")
     return extract(pipeline, config["scenes"], out, seed=config["seed"] + 1, store_frames=False)
 
 

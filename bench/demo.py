@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 
 from bench import downstream, findings, gallery, latency, maps, probes, report
+from bench.conditions import semantic_only
 from bench.exhibits import ReportNotes
 from distill import recipes, train
 from export import export_run
@@ -25,7 +24,7 @@ from teacher import load_pipeline
 from teacher.backbones import BACKBONES
 from teacher.cache import FeatureCache
 from teacher.extract import extract
-from teacher.tiny.bundle import BUNDLE, READER_SEEDS, load_semantic_tokens
+from teacher.tiny.bundle import BUNDLE, READER_SEEDS
 from vega_artifact import fingerprint, read_json, read_manifest, write_json, write_manifest
 
 SPLITS = ("train", "val", "test")
@@ -166,7 +165,7 @@ def _questions(chain: Chain, caches: dict[str, FeatureCache], student: Path, exp
     questions = downstream.questions_of(maps.clips(caches["test"]))
     fused = maps.collect([caches["test"]], student, exported, "fused")
     tokens: dict[str, Any] = {name: fused[name] for name in ("teacher", "student_exported", "student_undistilled")}
-    tokens["semantic"] = _semantic_only(caches["test"])
+    tokens["semantic"] = semantic_only(caches["test"])
     tokens["teacher_reseeded"] = maps.Maps([caches["reseeded-test"]], lambda cache, scene: cache.read(scene, "fused"))
     tokens["blind"] = None
     answers = downstream.answer_all(tokens, CONDITIONS, questions, READER_SEEDS, folder)
@@ -177,14 +176,6 @@ def answers_key(caches: dict[str, FeatureCache], student: Path, exported: Path) 
     """What the answers depend on: the tokens, the questions asked, and the bundle, whose readers no cache speaks for."""
     readers = read_manifest(BUNDLE, "teacher")["fingerprint"]
     return _key(caches, student, exported, [*CONDITIONS, readers, downstream.QUESTIONS])
-
-
-def _semantic_only(cache: FeatureCache) -> maps.Maps:
-    """Semantic tokens through the projector the semantic-only readers were trained with."""
-    projector = load_semantic_tokens()
-    return maps.Maps(
-        [cache], lambda c, scene: projector(torch.from_numpy(c.read(scene, "semantic").astype(np.float32))).numpy()
-    )
 
 
 def _latency(chain: Chain, student: Path, exported: Path) -> dict[str, Any]:

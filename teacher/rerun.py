@@ -16,11 +16,30 @@ import torch
 from teacher.cache import FeatureCache
 from teacher.extract import clip_record
 from teacher.scenes import open_scenes
-from teacher.streams import load_pipeline
+from teacher.streams import Pipeline, load_pipeline
 from vega_artifact import UserError
 
 TOLERANCE = 0.02  # root mean square difference over the spread of a stream: float16 storage and other CPUs stay well below it
 SETTINGS = ("sigma", "mode", "crop", "seed", "draws")
+
+
+def pipeline_of(cache: FeatureCache, advice: str) -> Pipeline:
+    """The pipeline that made a cache, loaded again.
+
+    Raises:
+        UserError: it is no longer the one that made the cache; `advice` ends the sentence.
+    """
+    config: dict[str, Any] = cache.manifest["config"]
+    options = teacher_options(config["teacher"])
+    if config.get("prompt"):
+        options["prompt_embeds"] = Path(config["prompt"])
+    pipeline = load_pipeline(config.get("asked_for", config["teacher"]["name"]), **options)
+    if pipeline.fingerprint != cache.manifest["parents"]["teacher"]:
+        raise UserError(
+            f"{cache.path}: made by teacher {cache.manifest['parents']['teacher']}, but {config['teacher']['name']!r} is now "
+            f"{pipeline.fingerprint}; {advice}"
+        )
+    return pipeline
 
 
 def rerun(path: Path | str, count: int, seed: int = 0) -> list[str]:
@@ -37,15 +56,7 @@ def rerun(path: Path | str, count: int, seed: int = 0) -> list[str]:
     """
     cache = FeatureCache(path)
     config: dict[str, Any] = cache.manifest["config"]
-    options = teacher_options(config["teacher"])
-    if config.get("prompt"):
-        options["prompt_embeds"] = Path(config["prompt"])
-    pipeline = load_pipeline(config.get("asked_for", config["teacher"]["name"]), **options)
-    if pipeline.fingerprint != cache.manifest["parents"]["teacher"]:
-        raise UserError(
-            f"{path}: made by teacher {cache.manifest['parents']['teacher']}, but {config['teacher']['name']!r} is now "
-            f"{pipeline.fingerprint}; verify it with the weights it was made with"
-        )
+    pipeline = pipeline_of(cache, "verify it with the weights it was made with")
     source = open_scenes(config["scenes"])
     if source.fingerprint != config["scenes_fingerprint"]:
         raise UserError(f"{path}: the scenes {config['scenes']} are no longer those it was made from; extract it again")

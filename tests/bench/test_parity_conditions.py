@@ -12,6 +12,7 @@ import torch
 
 from bench import conditions, parity
 from bench.conditions import Condition
+from teacher import rerun
 from teacher.cache import CacheWriter, FeatureCache
 from teacher.streams import Pipeline
 from vega_artifact import UserError, read_json
@@ -185,6 +186,6 @@ def test_a_cache_of_another_teacher_is_not_reseeded(tmp_path: Path, monkeypatch:
 
         def __init__(self) -> None: ...
 
-    monkeypatch.setattr(conditions, "load_pipeline", lambda name, **options: Other())
+    monkeypatch.setattr(rerun, "load_pipeline", lambda name, **options: Other())
     with pytest.raises(UserError, match=r"made by teacher t0, but 'tiny' is now t9; .*--reseeded"):
         conditions.reseed(FeatureCache(tmp_path / "a"), tmp_path / "out")
