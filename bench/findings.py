@@ -1,4 +1,4 @@
-"""What the rows say, in words: names, verdicts, key numbers and the one honest sentence at the top of a report.
+"""What the rows say, in words: names, verdicts, key numbers, and the honest sentences at the top of a report.
 
 Place in the chain: between the rows of report.json and the templates. Every word is derived from the
 intervals, none is chosen by hand.
@@ -139,7 +139,12 @@ def key_numbers(report: Row, notes: ReportNotes | None = None) -> list[KeyNumber
 
 
 def sentence(report: Row) -> str:
-    """One sentence that is true whatever came out."""
+    """Headline and caveats together: true whatever came out."""
+    return " ".join(filter(None, (headline(report), caveats(report))))
+
+
+def headline(report: Row) -> str:
+    """One sentence: how much survived, and whether the answers did."""
     share = kept_share(report)
     gain = find(report["paired"], metric="depth_r2", a="student_exported", b="student_undistilled")
     teacher = find(report["probes"], metric="depth_r2", model="teacher")
@@ -153,25 +158,35 @@ def sentence(report: Row) -> str:
         start += {"better": " and beats the same network undistilled", "open": "; no gain from distillation is shown"}.get(
             direction(gain), "; distillation made it worse than the same network without it"
         )
+    return f"{start}; {parity_clause(report)}."
+
+
+def caveats(report: Row) -> str:
+    """What a reader of the headline must know; empty where the rows for it are missing."""
+    found = []
     matching = find(report["paired"], metric="correspondence_recall_centred", a="student_exported", b="raw_patches")
     if matching is not None and direction(matching) == "worse":
-        start += ", but its generative stream finds places again in another view less often than raw patches do"
         fused = find(report["paired"], metric="correspondence_recall_centred", a="student_exported_fused", b="raw_patches")
-        start += " (its fused tokens more often)" if fused is not None and direction(fused) == "better" else ""
+        more = "; its fused tokens more often" if fused is not None and direction(fused) == "better" else ""
+        found.append(f"Its generative stream finds places again in another view less often than raw patches do{more}.")
     alone = find(report["paired"], task="ladder", type="overall", a="teacher", b="semantic")
-    end = ""
     if alone is not None:
         better = direction(alone) == "better"
-        end = "; on the ladder fused tokens beat semantic ones" if better else "; semantic tokens alone answer as well"
-    return f"{start}; {parity_clause(report)}{end}."
+        found.append("On the ladder fused tokens beat semantic ones." if better else "Semantic tokens alone answer as well.")
+    return " ".join(found)
 
 
 def parity_clause(report: Row) -> str:
     if not report["parity"]:
         return "downstream parity was not tested"
     groups = {word: [row["task"] for row in report["parity"] if row["verdict"] == word] for word in PARITY_WORDS}
-    parts = [f"{PARITY_WORDS[word]} on {' and '.join(dict.fromkeys(tasks))}" for word, tasks in groups.items() if tasks]
+    parts = [f"{PARITY_WORDS[word]} on {listed(list(dict.fromkeys(tasks)))}" for word, tasks in groups.items() if tasks]
     return "its answers, against the teacher's, are " + ", ".join(parts)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names as a sentence has them: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 EXPECTED = (

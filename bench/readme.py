@@ -45,7 +45,8 @@ def render(report: Row, notes: ReportNotes | None = None) -> str:
     gaps = {f"{TITLES[a]} − {TITLES[b].lower()}": cells for (a, b), cells in every.items() if set(cells) != {NONE}}
     about = [findings.supervision_text(notes), *(notes.shows if notes else ())]
     blocks = [f"> {notes.banner}"] if notes and notes.banner else []
-    blocks += [f"**{findings.sentence(report)}**", " ".join(about), f"{setting(report, notes)} Value [95 % interval]:"]
+    blocks += [f"**{findings.headline(report)}** {findings.caveats(report)}".strip(), " ".join(about)]
+    blocks += [f"{setting(report, notes)} Value [95 % interval]:"]
     blocks.append(table("model", values, list(COLUMNS)))
     if gaps:
         bold = f"Bold: all of the interval on one side of 0, and at least {findings.MIN_QUESTIONS} questions."

@@ -99,7 +99,8 @@ def gather(report: dict[str, Any], shown: ReportPictures | None, notes: ReportNo
     return {
         "report": report,
         "notes": notes,
-        "sentence": findings.sentence(report),
+        "headline": findings.headline(report),
+        "caveats": findings.caveats(report),
         "supervision": findings.supervision_text(notes),
         "key_numbers": findings.key_numbers(report, notes),
         "claims": findings.claims(report, notes),
@@ -247,7 +248,8 @@ def probe_table(probes: Sequence[Row]) -> dict[str, Any]:
     models = model_order({row["model"] for row in probes})
     rows = [(TITLES[model], [findings.find(probes, model=model, metric=metric) for metric in metrics]) for model in models]
     scenes = sorted({row["scenes"] for row in probes})
-    return {"metrics": [METRIC_TITLES[metric] for metric in metrics], "rows": rows, "scenes": " or ".join(map(str, scenes))}
+    heads = [METRIC_TITLES[metric].partition(" (")[0] for metric in metrics]  # the explanation stands over the chart
+    return {"metrics": heads, "rows": rows, "scenes": " or ".join(map(str, scenes))}
 
 
 def paired_plots(paired: Sequence[Row]) -> list[DotPlot]:

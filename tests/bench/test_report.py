@@ -350,17 +350,17 @@ def test_words_follow_the_intervals() -> None:
     tie = {"metric": None, "task": "ladder", "type": "overall", "a": "teacher", "b": "semantic"}
     others = [row for row in rows["paired"] if (row["a"], row["b"], row["task"]) != ("teacher", "semantic", "ladder")]
     told = {**rows, "paired": [*others, tie | {"low": -0.9, "high": 0.8, "difference": -0.1, "n": 2636}]}
-    assert findings.sentence(told).endswith("semantic tokens alone answer as well.")
+    assert findings.sentence(told).endswith("Semantic tokens alone answer as well.")
     told["paired"] = [*others, tie | {"low": 0.1, "high": 0.8, "difference": 0.4, "n": 2636}]
-    assert findings.sentence(told).endswith("on the ladder fused tokens beat semantic ones.")
+    assert findings.sentence(told).endswith("On the ladder fused tokens beat semantic ones.")
     metric = {"metric": "correspondence_recall_centred", "b": "raw_patches", "task": None, "n": 40, "difference": 0.0}
     kept = [row for row in rows["paired"] if (row["metric"], row["b"]) != (metric["metric"], metric["b"])]
     less = metric | {"a": "student_exported", "low": -0.1, "high": -0.05}
     more = metric | {"a": "student_exported_fused", "low": 0.05, "high": 0.1}
-    assert "its generative stream finds places again in another view less often" in findings.sentence(
+    assert "Its generative stream finds places again in another view less often" in findings.sentence(
         {**rows, "paired": [*kept, less]}
     )
-    assert "(its fused tokens more often)" in findings.sentence({**rows, "paired": [*kept, less, more]})
+    assert "do; its fused tokens more often." in findings.sentence({**rows, "paired": [*kept, less, more]})
     bare = {**rows, "probes": [], "paired": [], "parity": [], "latency": []}
     assert findings.sentence(bare) == "Depth was not probed; downstream parity was not tested."
     assert findings.key_numbers(bare) == [] and all(claim.held is None for claim in findings.claims(bare))
