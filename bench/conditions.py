@@ -31,8 +31,9 @@ from teacher.cache import FeatureCache
 from teacher.extract import extract
 from teacher.rerun import pipeline_of
 from teacher.scenes.questions import procedural_questions
+from teacher.scenes.scene_names import SceneNames
 from teacher.tiny.bundle import READER_SEEDS, load_reader, load_semantic_tokens
-from vega_artifact import UserError
+from vega_artifact import UserError, read_manifest
 
 SCHEMAS = {"ladder": "scanqa", "scanqa": "scanqa", "vsibench": "vsibench"}  # task -> whose prompts its questions get
 STREAM = "fused"
@@ -45,12 +46,26 @@ class Answers(Protocol):
     def answer(self, tokens: Tensor | None, prompts: Sequence[str], *, views: Sequence[int | None]) -> list[str]: ...
 
 
+class Row(Protocol):
+    """One row: `answer` gives the texts of all its readers, in their order, to questions about one scene of the cache."""
+
+    @property
+    def readers(self) -> Sequence[object]: ...
+
+    def answer(self, scene: str, prompts: Sequence[str], views: Sequence[int | None]) -> list[list[str]]: ...
+
+
 @dataclass(frozen=True)
 class Condition:
-    """One row: scene_id -> float (T, C, gh, gw), None for blind; and the readers that answer."""
+    """A row whose readers all see the same tokens: scene_id -> float (T, C, gh, gw), None for blind."""
 
     tokens: Mapping[str, np.ndarray] | None
     readers: Sequence[Answers]
+
+    def answer(self, scene: str, prompts: Sequence[str], views: Sequence[int | None]) -> list[list[str]]:
+        """See `Row`."""
+        tokens = None if self.tokens is None else as_stored(self.tokens[scene])
+        return [reader.answer(tokens, prompts, views=views) for reader in self.readers]
 
 
 def embedded(
@@ -78,16 +93,23 @@ def embedded(
     }
 
 
-def conditions(readers: Sequence[str], cache: FeatureCache, export: Path, reseeded: FeatureCache) -> dict[str, Condition]:
+def conditions(readers: Sequence[str], cache: FeatureCache, export: Path, reseeded: FeatureCache) -> Mapping[str, Row]:
     """The rows for "embedded" readers, or for those in the folders of `vega-edge fit`."""
+    check_readers(readers)
     if list(readers) == [EMBEDDED]:
         return embedded(cache, export, reseeded)
-    if strange := [name for name in readers if not Path(name).is_dir()]:
-        raise UserError(f"{strange[0]}: no such reader; give {EMBEDDED!r}, or folders made by `vega-edge fit`")
     _check_reseeded(cache, reseeded)
     from bench.fits import fitted
 
-    return {model: Condition(tokens, [reader]) for model, (tokens, reader) in fitted(readers, cache, export, reseeded).items()}
+    return fitted(readers, cache, export, reseeded)
+
+
+def check_readers(readers: Sequence[str]) -> None:
+    """UserError for a reader that is neither embedded nor the folder of a finished fit; loads none."""
+    for name in () if list(readers) == [EMBEDDED] else readers:
+        if not Path(name).is_dir():
+            raise UserError(f"{name}: no such reader; give {EMBEDDED!r} alone, or folders made by `vega-edge fit`")
+        read_manifest(name, "fit")
 
 
 def semantic_only(cache: FeatureCache) -> Maps:
@@ -131,15 +153,14 @@ def askable(
     Raises:
         UserError: none is left.
     """
-    field, known = get_task(task).scene_field, set(cache.scene_ids)
+    field, names = get_task(task).scene_field, SceneNames(cache)
     kept: list[Mapping[str, Any]] = []
     left_out: dict[str, int] = {}
     for record in questions:
-        scene = str(record.get(field))
-        if scene in known:
+        if names.find(record, field) is not None:
             kept.append(record)
         else:
-            left_out[scene] = left_out.get(scene, 0) + 1
+            left_out[str(record.get(field))] = left_out.get(str(record.get(field)), 0) + 1
     if not kept:
         raise UserError(
             f"{cache.path}: no question is about a scene of it (it has {cache.scene_ids[0]}, ..., the questions {field} "
@@ -148,24 +169,27 @@ def askable(
     return kept, left_out
 
 
-def ask(task: str, rows: Mapping[str, Condition], questions: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
-    """The answers of every row: model -> one {question id: text} per reader."""
+def ask(
+    task: str, rows: Mapping[str, Row], questions: Sequence[Mapping[str, Any]], names: SceneNames
+) -> dict[str, list[dict[str, str]]]:
+    """The answers of every row: model -> one {question id: text} per reader; `names` finds each question's scene."""
     rules, schema = get_task(task), schema_of(task)
     scenes: dict[str, list[Mapping[str, Any]]] = {}
     for record in questions:
-        scenes.setdefault(str(record[rules.scene_field]), []).append(record)
+        scene = names.find(record, rules.scene_field)
+        assert scene is not None, "only what `askable` kept is asked"
+        scenes.setdefault(scene, []).append(record)
     found: dict[str, list[dict[str, str]]] = {model: [{} for _ in row.readers] for model, row in rows.items()}
     for scene, records in track(scenes.items(), description=f"{task}: asking about {len(scenes)} scenes"):
-        names = [rules.identify(record) for record in records]
+        asked = [rules.identify(record) for record in records]
         prompts, views = [prompt(record, schema) for record in records], [record.get("view") for record in records]
         for model, row in rows.items():
-            tokens = None if row.tokens is None else _as_stored(row.tokens[scene])
-            for answers, reader in zip(found[model], row.readers, strict=True):
-                answers.update(zip(names, reader.answer(tokens, prompts, views=views), strict=True))
+            for answers, texts in zip(found[model], row.answer(scene, prompts, views), strict=True):
+                answers.update(zip(asked, texts, strict=True))
     return found
 
 
-def _as_stored(tokens: np.ndarray) -> Tensor:
+def as_stored(tokens: np.ndarray) -> Tensor:
     """Float32 of what a cache would hold, so that no row has a finer number format than the teacher's."""
     return torch.from_numpy(tokens.astype(np.float16).astype(np.float32))
 

@@ -11,28 +11,43 @@ other for the teacher, the student and the noise floor. Beside bench/conditions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.maps import Maps, exported_maps
+from bench.conditions import as_stored
+from bench.maps import exported_maps
 from teacher.cache import FeatureCache
 from teacher.fit_folder import load_fit
 from teacher.fit_streams import SceneStreams
-from teacher.language import LanguageReader
-from teacher.reader import Reader
 from teacher.tutor import BLIND, Parts, Tutor
 from teacher.visual import SEMANTIC
 from vega_artifact import UserError, read_manifest
 
 FUSED, GENERATIVE = "fused", "generative"
 Streams = Callable[[str], Mapping[str, Tensor]]  # scene_id -> what a Tutor reads of it
-Rows = dict[str, tuple[Maps | None, Reader | LanguageReader]]
 
 
-def fitted(folders: Sequence[str], cache: FeatureCache, export: Path, reseeded: FeatureCache) -> Rows:
-    """Row -> its tokens (None: blind) and its reader, in the order of the table; a row without a fit is absent.
+@dataclass(frozen=True)
+class Fitted:
+    """One row (`bench.conditions.Row`): what is read of a scene, and the fit that answers from it."""
+
+    streams: Streams
+    tutor: Tutor
+
+    @property
+    def readers(self) -> tuple[Tutor]:
+        return (self.tutor,)
+
+    def answer(self, scene: str, prompts: Sequence[str], views: Sequence[int | None]) -> list[list[str]]:
+        """See `bench.conditions.Row`."""
+        return [self.tutor.answer(self.streams(scene), prompts, views)]
+
+
+def fitted(folders: Sequence[str], cache: FeatureCache, export: Path, reseeded: FeatureCache) -> dict[str, Fitted]:
+    """The rows in the order of the table; a row without a fit is absent.
 
     Args:
         folders: of `vega-edge fit`, at most one each for fused, semantic and blind.
@@ -41,27 +56,21 @@ def fitted(folders: Sequence[str], cache: FeatureCache, export: Path, reseeded: 
         UserError: no fused fit, two of one kind, no finished fit, or a cache or export without the streams a fit reads.
     """
     fits = _by_kind(folders)
-    streams = {kind: _streams(folder, cache) for kind, folder in fits.items() if kind != BLIND}
+    streams = {kind: _streams(folder, cache).read for kind, folder in fits.items()}
     tutors = {kind: load_fit(folder) for kind, folder in fits.items()}
-    read = streams[FUSED].read
+    read = streams[FUSED]
     student = {name: exported_maps([cache], export, name) for name in (SEMANTIC, GENERATIVE)}
 
     def of_student(scene: str) -> dict[str, Tensor]:
-        return read(scene) | {name: torch.from_numpy(maps[scene]) for name, maps in student.items()}
+        return {**read(scene)} | {name: as_stored(maps[scene]) for name, maps in student.items()}
 
     def of_other_noise(scene: str) -> dict[str, Tensor]:
-        return read(scene) | {GENERATIVE: torch.from_numpy(reseeded.read(scene, GENERATIVE)).float()}
+        return {**read(scene)} | {GENERATIVE: torch.from_numpy(reseeded.read(scene, GENERATIVE)).float()}
 
     fused = tutors[FUSED]
-    rows: Rows = {
-        "teacher": (_tokens(cache, fused, read), fused.reader),
-        "student_exported": (_tokens(cache, fused, of_student), fused.reader),
-    }
-    if SEMANTIC in tutors:
-        rows["semantic"] = (_tokens(cache, tutors[SEMANTIC], streams[SEMANTIC].read), tutors[SEMANTIC].reader)
-    if BLIND in tutors:
-        rows["blind"] = (None, tutors[BLIND].reader)
-    return rows | {"teacher_reseeded": (_tokens(cache, fused, of_other_noise), fused.reader)}
+    rows = {"teacher": Fitted(read, fused), "student_exported": Fitted(of_student, fused)}
+    rows |= {kind: Fitted(streams[kind], tutors[kind]) for kind in (SEMANTIC, BLIND) if kind in fits}
+    return rows | {"teacher_reseeded": Fitted(of_other_noise, fused)}
 
 
 def _by_kind(folders: Sequence[str]) -> dict[str, Path]:
@@ -82,13 +91,3 @@ def _by_kind(folders: Sequence[str]) -> dict[str, Path]:
 def _streams(folder: Path, cache: FeatureCache) -> SceneStreams:
     config = read_manifest(folder, "fit")["config"]
     return SceneStreams(cache, Parts(**config["parts"]), config["semantic"])
-
-
-def _tokens(cache: FeatureCache, tutor: Tutor, read: Streams) -> Maps:
-    @torch.no_grad()
-    def tokens(scene: str) -> Tensor:
-        found = tutor.tokens(read(scene))
-        assert found is not None
-        return found
-
-    return Maps([cache], lambda home, scene: tokens(scene).float().numpy())

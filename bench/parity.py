@@ -1,7 +1,7 @@
 """Is the student as good as the teacher downstream? Five rows of answers to the same questions, a margin, a verdict.
 
 From answers (bench/conditions.py, or saved ones) and the benchmark's records to the "tasks", "paired" and "parity" rows of
-report.json, a table, and the answers themselves as JSON lines.
+report.json, a table, and the answers themselves (bench/predictions.py).
 
     vega-edge bench parity --task vsibench --teacher CACHE --student EXPORT --questions test.jsonl
     vega-edge bench parity --task vsibench --teacher teacher.json --student student.json --questions test.jsonl
@@ -9,24 +9,25 @@ report.json, a table, and the answers themselves as JSON lines.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.intervals import DRAWS
+from bench.predictions import Answers, Records, read_predictions, read_questions, write_predictions, write_submissions
 from bench.significance import mcnemar, tost
 from bench.tasks import Task, get_task
 from bench.tasks.rows import task_rows
-from teacher.scenes.question_files import load_questions
-from vega_artifact import UserError, read_json, unknown_name, write_json, write_text
+from teacher.scenes.scene_names import SceneNames
+from vega_artifact import UserError, unknown_name, write_json
+
+if TYPE_CHECKING:
+    from bench.live import Live
 
 STUDENT, TEACHER = "student_exported", "teacher"
-Answers = Mapping[str, Sequence[Mapping[str, str | None]]]  # model -> one {question id: text} per reader
-Records = Sequence[Mapping[str, Any]]
 
 
 def compare(
@@ -46,10 +47,8 @@ def compare(
         UserError: unknown task or protocol, unanswered or repeated questions, fewer than two scenes, a margin not above 0.
     """
     rules = get_task(task)
-    protocol = protocol or rules.protocols[0]
+    protocol = check_claim(rules, margin, protocol)
     check_questions(rules, questions, protocol)
-    if not margin > 0:
-        raise UserError(f"the margin of a parity claim must be above 0, found {margin}")
     warnings: dict[str, list[str]] = {}
     scored = {
         model: [_score(rules, run, questions, protocol, warnings.setdefault(model, [])) for run in runs]
@@ -65,15 +64,22 @@ def compare(
     }
 
 
-def check_questions(rules: Task, questions: Records, protocol: str | None = None) -> None:
-    """Everything that can be wrong with the questions or the protocol, found before anything is asked.
+def check_claim(rules: Task, margin: float, protocol: str | None = None) -> str:
+    """The protocol that is meant; UserError for an unknown one, or a margin that is not above 0."""
+    if not margin > 0:
+        raise UserError(f"the margin of a parity claim must be above 0, found {margin}")
+    protocol = protocol or rules.protocols[0]
+    if protocol not in rules.protocols:
+        raise unknown_name(f"{rules.name} protocol", protocol, rules.protocols)
+    return protocol
+
+
+def check_questions(rules: Task, questions: Records, protocol: str) -> None:
+    """Everything that can be wrong with the questions, found before anything is asked.
 
     Raises:
         UserError: see `compare`.
     """
-    protocol = protocol or rules.protocols[0]
-    if protocol not in rules.protocols:
-        raise unknown_name(f"{rules.name} protocol", protocol, rules.protocols)
     for record in questions:
         for field in filter(None, (rules.scene_field, rules.type_field)):
             if field not in record:
@@ -135,59 +141,29 @@ def agreement(
     return {"identical": float(np.mean(identical)), "flips": flips, "tost_p": tost(means, margin)}
 
 
-def read_predictions(path: Path, task: str) -> dict[str, str | None]:
-    """{question id: answer} from a JSON object of just that, or from JSON lines as `write_predictions` leaves them."""
-    if path.suffix != ".jsonl":
-        found = read_json(path)
-        if not isinstance(found, dict):
-            raise UserError(f"{path}: a JSON object from question id to answer expected, found a {type(found).__name__}")
-        return found
-    answers: dict[str, str | None] = {}
-    for number, line in enumerate(filter(str.strip, path.read_text(encoding="utf-8").split("\n")), 1):
-        try:
-            row = json.loads(line)
-            name, text = get_task(task).identify(row), row["prediction"]
-        except (json.JSONDecodeError, KeyError, TypeError, UserError):
-            raise UserError(
-                f"{path}: line {number} is no object with an id and a 'prediction'; write the answers again"
-            ) from None
-        if name in answers:
-            raise UserError(f"{path}: line {number} answers question {name!r} again; keep one answer per question")
-        answers[name] = text
-    return answers
-
-
-def write_predictions(folder: Path, task: str, answers: Answers, questions: Records) -> None:
-    """One file per model and reader, `<model>-<reader>.jsonl`: every question as it was asked, with its "prediction"."""
-    for model, runs in answers.items():
-        for number, run in enumerate(runs):
-            rows = [
-                {**record, "prediction": run[get_task(task).identify(record)], "model": model, "reader": number}
-                for record in questions
-            ]
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(folder / f"{model}-{number}.jsonl", text)
-
-
-def read_questions(task: str, path: Path) -> list[dict[str, Any]]:
-    """The records of a task: the ladder's are ours and plain JSON, the others come in their benchmark's own files."""
-    if get_task(task).name != "ladder":
-        return load_questions(path)
-    found = read_json(path)
-    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
-        raise UserError(f"{path}: a JSON list of ladder questions expected")
-    return found
-
-
-def saved(task: str, teacher: Path, student: Path, questions: Path, margin: float, protocol: str | None) -> dict[str, Any]:
-    """The verdict on two files of saved answers; no model is needed."""
+def saved(
+    task: str,
+    teacher: Path,
+    student: Path,
+    questions: Path | None,
+    margin: float,
+    protocol: str | None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """The verdict on two files of saved answers; no model is needed. With `out`, submissions are written there."""
+    if questions is None:
+        raise UserError("saved answers need the questions they answer: give the benchmark's own file as --questions")
     answers = {TEACHER: [read_predictions(teacher, task)], STUDENT: [read_predictions(student, task)]}
-    return compare(task, answers, read_questions(task, questions), margin, protocol)
+    records = read_questions(task, questions)
+    result = compare(task, answers, records, margin, protocol)
+    if out is not None:
+        write_submissions(out / "submissions", task, answers, records)
+    return result
 
 
 def measure(
     task: str,
-    teacher: Path,
+    teacher: Path | Live,
     student: Path,
     out: Path,
     questions: Path | None = None,
@@ -195,27 +171,40 @@ def measure(
     reseeded: Path | None = None,
     margin: float = 1.0,
     protocol: str | None = None,
+    run: Path | None = None,
 ) -> dict[str, Any]:
     """Ask all five rows, and compare.
 
     Args:
-        teacher: a cache with frames. student: an export. questions: None makes them from the ground truth of the scenes.
+        teacher: a cache with frames, or a teacher that makes one now. student: an export of a student of that teacher.
+        questions: None makes them from the ground truth of the scenes. run: the student's run; None looks beside the export.
         readers: "embedded", or folders of `vega-edge fit`. reseeded: a cache of other noise; None extracts it below `out`.
 
     Returns:
-        What `compare` returns and "left_out": questions per scene that is not in the cache. Questions and answers lie in `out`.
+        What `compare` returns and "left_out": questions per scene that is not in the cache. Questions, answers (predictions/)
+        and answers in the layouts of other scorers (submissions/) lie in `out`.
     """
     from bench import conditions
+    from bench.lineage import check_student
     from teacher.cache import FeatureCache
 
-    cache = FeatureCache(teacher)
-    records = conditions.made_up(task, cache) if questions is None else read_questions(task, questions)
+    conditions.schema_of(task)
+    conditions.check_readers(readers)
+    protocol = check_claim(get_task(task), margin, protocol)
+    given = None if questions is None else read_questions(task, questions)
+    if isinstance(teacher, Path):
+        cache = FeatureCache(teacher)
+        check_student(student, cache.manifest["parents"]["teacher"], teacher, run)
+    else:
+        cache = teacher.cache(student, run)
+    records = conditions.made_up(task, cache) if given is None else given
     asked, left_out = conditions.askable(task, records, cache)
     check_questions(get_task(task), asked, protocol)
     noise = FeatureCache(reseeded) if reseeded else conditions.reseed(cache, out / "reseeded")
-    answers = conditions.ask(task, conditions.conditions(readers, cache, student, noise), asked)
+    answers = conditions.ask(task, conditions.conditions(readers, cache, student, noise), asked, SceneNames(cache))
     write_json(out / "questions.json", asked)
     write_predictions(out / "predictions", task, answers, asked)
+    write_submissions(out / "submissions", task, answers, asked)
     return compare(task, answers, asked, margin, protocol) | {"left_out": left_out}
 
 

@@ -92,7 +92,8 @@ class Probe:
 
         caches = [FeatureCache(path) for path in (self.train, self.val, self.test)]
         models = maps.collect(caches, self.run_folder, self.export, self.stream)
-        result = probes.evaluate(models, *(maps.clips(cache) for cache in caches))
+        train, val, test = (maps.clips(cache) for cache in caches)
+        result = probes.evaluate(models, train, val, test)
         if self.out:
             write_json(self.out, result)
         for row in result["probes"]:
@@ -105,10 +106,17 @@ class Parity:
 
     task: str
     """scanqa, vsibench or ladder; for files of saved answers any name from `vega-edge list tasks`."""
-    teacher: Path
-    """A cache with frames; or a file of saved answers (.json {id: answer}, or .jsonl as this verb writes)."""
+    teacher: str
+    """A cache with frames; live: the teacher named by --backbone runs now; or a file of saved answers (.json {id: answer}, or
+    .jsonl as this verb writes)."""
     student: Path
-    """An export; or a file of saved answers."""
+    """An export of a student of that teacher; or a file of saved answers."""
+    backbone: str | None = None
+    """With --teacher live: a name from `vega-edge list teachers`, a folder with a model, NAME=FOLDER, or a hub id."""
+    scenes: str | None = None
+    """With --teacher live: the URI of the scenes to watch, as for `vega-edge extract`; the cache lies in --out, and resumes."""
+    run_folder: Annotated[Path | None, arg(name="run")] = None
+    """The run the export was made from; none: looked for beside the export."""
     questions: Path | None = None
     """The benchmark's own records (json, jsonl or parquet); none: made from the ground truth of procedural rooms."""
     reader: tuple[str, ...] = ("embedded",)
@@ -120,19 +128,25 @@ class Parity:
     protocol: str | None = None
     """Scoring rules; none: the task's first."""
     out: Path = Path("runs/parity")
-    """Folder for parity.json (the report's rows), the questions, and every answer as JSON lines."""
+    """Folder for parity.json (the report's rows), the questions, every answer as JSON lines (predictions/), and in the layouts
+    of the benchmarks' own scorers (submissions/)."""
 
     def run(self) -> None:
-        from bench import parity
+        from bench import live, parity
 
         out = self.out / self.task
-        if self.teacher.is_file() and self.student.is_file():
-            if self.questions is None:
-                raise UserError("saved answers need the questions they answer: give the benchmark's own file as --questions")
-            result = parity.saved(self.task, self.teacher, self.student, self.questions, self.margin, self.protocol)
+        teacher = live.chosen(self.teacher, self.backbone, self.scenes, self.out / "teacher")
+        saved = isinstance(teacher, Path) and teacher.is_file()
+        if saved != self.student.is_file():
+            raise UserError(
+                f"{self.student if saved else self.teacher}: no file, but the other side is one of saved answers; give two "
+                "such files, or an export with a cache or a live teacher"
+            )
+        if isinstance(teacher, Path) and saved:
+            result = parity.saved(self.task, teacher, self.student, self.questions, self.margin, self.protocol, out)
         else:
-            options = (self.questions, self.reader, self.reseeded, self.margin, self.protocol)
-            result = parity.measure(self.task, self.teacher, self.student, out, *options)
+            options = (self.questions, self.reader, self.reseeded, self.margin, self.protocol, self.run_folder)
+            result = parity.measure(self.task, teacher, self.student, out, *options)
         write_json(out / "parity.json", result)
         print(parity.table(result))
 
@@ -190,6 +204,40 @@ class TeacherSpeed:
         print(teacher.table(result))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainSpeed:
+    """Images/s of the trainer's full loop against forward and backward alone on data that lies ready, in turns."""
+
+    cache: Path | None = None
+    """A folder made by `vega-edge extract`; none: random records of the embedded teacher's shapes."""
+    recipe: str = "demo"
+    """A name from `vega-edge list recipes`."""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """Instead of the recipe's."""
+    batch: int | None = None
+    """Instead of the recipe's."""
+    threads: tuple[int, ...] = (1, 2)
+    """CPU threads to try; the fastest is marked."""
+    steps: int = 3
+    """Steps per turn."""
+    rounds: int = 5
+    """Timed turns; the median counts."""
+    cpu: bool = False
+    """Measure on the CPU although there is an accelerator."""
+    out: Path | None = None
+    """JSON file for the rows, the machine and the raw samples."""
+
+    def run(self) -> None:
+        from bench import train_speed
+
+        names = ("recipe", "optimizer", "batch", "threads", "steps", "rounds", "cpu")
+        settings = train_speed.Settings(**{name: getattr(self, name) for name in names})
+        result = train_speed.measure(settings, self.cache)
+        if self.out:
+            write_json(self.out, result)
+        print(train_speed.table(result))
+
+
 @dataclass(frozen=True)
 class Cache:
     """Random reads of single frames from a cache, and what reduced storage of it would save and cost."""
@@ -221,6 +269,7 @@ MEASURES: dict[str, type] = {
     "probe": Probe,
     "parity": Parity,
     "teacher": TeacherSpeed,
+    "train": TrainSpeed,
     "nos": Nos,
     "cache": Cache,
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -185,6 +186,11 @@ def rank() -> int:
 def local_rank() -> int:
     """The same within this machine."""
     return _told(LOCAL_RANK)
+
+
+def own_device() -> str:
+    """Where this process computes if nothing else is said: processes on one machine take its GPUs in turn; else the CPU."""
+    return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _told(names: Sequence[str]) -> int:

@@ -6,12 +6,16 @@ sees depends on seed and step alone.
 
     vega-edge fit --cache CACHE --questions QUESTIONS.json --out FIT
     accelerate launch --num_processes 8 -m vega_edge fit --cache CACHE --questions QUESTIONS.json --reader MODEL --out FIT
+    torchrun --nproc_per_node 2 -m vega_edge fit ...                     # several processes without a GPU
+
+N processes with `accumulate` scenes each learn what one learns with N times as many.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,10 +28,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from teacher.cache import FeatureCache
+from teacher.extract import RANK
 from teacher.fit_folder import CHECKPOINT, CONFIG, WEIGHTS, is_complete, read_checkpoint, reader_weights, write_checkpoint
 from teacher.fit_streams import SceneStreams
 from teacher.lessons import Lessons, read_lessons
-from teacher.tutor import EMBEDDED, Parts, build
+from teacher.tutor import BLIND, EMBEDDED, Parts, build
+from teacher.verbs import lone_launch
 from vega_artifact import UserError, atomic_write, canonical, file_sha256, write_json, write_manifest
 
 if TYPE_CHECKING:
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
 LOG = "log.jsonl"
 SETTLED = ("reader_weights", "questions")  # what the manifest's config says beside FitConfig
+UNUSED = (BLIND, "only")  # fusions that leave a trainable part out of the loss: the newline, the semantic projector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +77,14 @@ def fit(cache: Path | str, questions: Sequence[Path | str], out: Path | str, con
     """Train and write `out`; a finished fit of the same config, cache and questions is returned at once.
 
     Raises:
-        UserError: no finished cache, no usable question, a folder of another fit, a missing package, a loss that is no longer
-            finite (names the step), a full disk.
+        UserError: no finished cache, no usable question, a folder of another fit, a missing package, a launcher that started
+            one process where several were asked for, a loss that is no longer finite (names the step), a full disk.
     """
+    if lone_launch(os.environ) and not any(name in os.environ for name in RANK):
+        raise UserError(
+            "accelerate launch starts one process on CPUs whatever --num_processes says, which would learn from smaller "
+            "batches; use torchrun --nproc_per_node N -m vega_edge fit, or --num_processes 1"
+        )
     out, source = Path(out), FeatureCache(cache)
     identity = {
         "config": canonical(config),
@@ -83,9 +95,12 @@ def fit(cache: Path | str, questions: Sequence[Path | str], out: Path | str, con
     if is_complete(out, identity):
         return out
     lessons = read_lessons(questions, source)
-    from accelerate import Accelerator  # takes a second; a finished fit does not wait for it
+    from accelerate import Accelerator, DistributedDataParallelKwargs  # takes a second; a finished fit does not wait for it
 
-    accelerator = Accelerator(mixed_precision="no", cpu=config.parts.reader == EMBEDDED)
+    # without a GPU accelerate must be told so, or every process would train alone
+    on_cpu = config.parts.reader == EMBEDDED or not torch.accelerator.is_available()
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.parts.fusion in UNUSED)
+    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[unused])
     accelerator.wait_for_everyone()  # everyone has looked at the folder before one begins to write to it
     if accelerator.is_main_process:
         write_json(out / CONFIG, identity)

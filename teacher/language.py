@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -61,7 +61,7 @@ class LanguageReader(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.layout, self.batch = model, tokenizer, layout, batch
-        self.hidden = model.get_input_embeddings().weight.shape[1]
+        self.hidden = int(self._table().weight.shape[1])
         if tokenizer.eos_token_id is None:
             raise UserError("this tokenizer has no eos token, so no answer would end; set eos_token in tokenizer_config.json")
         if layout == "rows":
@@ -148,8 +148,8 @@ class LanguageReader(nn.Module):
             visual = with_newlines(tokens, self.image_newline)
             positions = _onwards(positions, len(visual))
         else:
-            edges = [self._embed([self.tokenizer.convert_tokens_to_ids(edge)])[0] for edge in (VISION_START, VISION_END)]
-            visual = wrapped(tokens, *edges)
+            edges = cast(list[int], self.tokenizer.convert_tokens_to_ids([VISION_START, VISION_END]))
+            visual = wrapped(tokens, *self._embed(edges))
             grid = (tokens.shape[2], tokens.shape[3])
             positions = torch.cat((positions, grid_positions(len(tokens), grid, len(before))), dim=1)
         return torch.cat((embeds, visual.to(embeds))), positions
@@ -160,7 +160,7 @@ class LanguageReader(nn.Module):
             start = self.tokenizer.bos_token_id
             return ([self.tokenizer.eos_token_id if start is None else start], self._encode(prompt))
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{PLACE}\n{prompt}"}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         before, _, after = text.partition(PLACE)
         return self._encode(before), self._encode(after)
 
@@ -168,12 +168,15 @@ class LanguageReader(nn.Module):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
-        table = self.model.get_input_embeddings()
+        table = self._table()
         return table(torch.tensor(list(ids), dtype=torch.long, device=table.weight.device))
+
+    def _table(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
 
     def _text(self, ids: list[int]) -> str:
         eos = self.tokenizer.eos_token_id
-        return self.tokenizer.decode(ids[: ids.index(eos)] if eos in ids else ids, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(ids[: ids.index(eos)] if eos in ids else ids, skip_special_tokens=True)).strip()
 
 
 def _views(views: Sequence[int | None] | None, count: int) -> list[int | None]:
@@ -217,16 +220,15 @@ def load_language(folder: Path | str, dtype: torch.dtype = torch.float32) -> Lan
     logging.disable_progress_bar()
     raw = read_json(folder / "config.json")
     kind = str(raw.get("model_type"))
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
-    newline = None
+    newline: Tensor | None = None
     try:
         if kind in IMAGE_MODELS:
-            model, info = AutoModelForImageTextToText.from_pretrained(folder, **options)
+            model, info = _pretrained(AutoModelForImageTextToText, folder, dtype)
             model.model.visual = None  # its place is taken by the visual tokens
         elif kind.startswith("llava") and "num_hidden_layers" in raw:
-            model, info, newline = _load_llava(folder, raw, options)
+            model, info, newline = _load_llava(folder, raw, dtype)
         else:
-            model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, info = _pretrained(AutoModelForCausalLM, folder, dtype)
         tokenizer = _load_tokenizer(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
@@ -248,11 +250,17 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(folder, local_files_only=True)
 
 
-def _load_llava(folder: Path, raw: dict[str, Any], options: dict[str, Any]) -> tuple[PreTrainedModel, Any, Tensor | None]:
+def _pretrained(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model, and what its weights lacked."""
+    model, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True, **options)
+    return model, info
+
+
+def _load_llava(folder: Path, raw: dict[str, Any], dtype: torch.dtype) -> tuple[PreTrainedModel, Any, Tensor | None]:
     """LLaVA's own layout: Qwen2's settings stand in the outer config, its weights among those of the vision tower."""
     from teacher.published import SCENE, read_parts
 
     known = set(Qwen2Config().to_dict()) - {"model_type", "architectures", "dtype", "transformers_version"}
     config = Qwen2Config(**{name: value for name, value in raw.items() if name in known})
-    model, info = Qwen2ForCausalLM.from_pretrained(folder, config=config, **options)
+    model, info = _pretrained(Qwen2ForCausalLM, folder, dtype, config=config)
     return model, info, read_parts(folder).get(SCENE["newline"])

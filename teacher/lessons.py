@@ -8,7 +8,7 @@ From question files and a cache to `teacher.fit`. One lesson per reference answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from teacher.scenes.question_files import load_questions
 from teacher.scenes.question_schemas import schema_of
 from teacher.scenes.questions import scanqa_prompt, vsi_prompt
+from teacher.scenes.scene_names import SceneNames
 from vega_artifact import UserError
 
 
@@ -43,13 +44,16 @@ class Lessons:
         return f"{count} lessons about {len(self.scenes)} scenes{left if self.missing else ''}{empty}"
 
 
-def read_lessons(paths: Iterable[Path | str], scenes: Container[str]) -> Lessons:
+def read_lessons(paths: Iterable[Path | str], scenes: Iterable[str]) -> Lessons:
     """Lessons of one or several files of ScanQA, SQA3D or VSI-Bench about the scenes there are tokens of.
+
+    Args:
+        scenes: a cache, or the ids of its scenes; lessons are filed under these, whatever the questions call them.
 
     Raises:
         UserError: an unreadable file, questions that are not answered in words, or no lesson left (says why).
     """
-    found = Lessons()
+    found, names = Lessons(), SceneNames(scenes)
     for path in paths:
         records = load_questions(path)
         schema = schema_of(records[0])
@@ -57,9 +61,10 @@ def read_lessons(paths: Iterable[Path | str], scenes: Container[str]) -> Lessons
             known = ", ".join(PROMPTS)
             raise UserError(f"{path}: questions of {schema.name} are not answered in words; a reader is fitted on {known}")
         for record in records:
-            scene = str(record[schema.scene])
-            if scene not in scenes:
-                found.missing[scene] = found.missing.get(scene, 0) + 1
+            scene = names.find(record, schema.scene)
+            if scene is None:
+                asked = str(record[schema.scene])
+                found.missing[asked] = found.missing.get(asked, 0) + 1
                 continue
             prompt, answers = PROMPTS[schema.name](record), _answers(record)
             found.unanswered += sum(not answer for answer in answers) or not answers

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from teacher.cache import FeatureCache
-from teacher.extract import clip_record
+from teacher.extract import clip_record, own_device
 from teacher.scenes import open_scenes
 from teacher.streams import Pipeline, load_pipeline
 from vega_artifact import UserError
@@ -30,7 +30,7 @@ def pipeline_of(cache: FeatureCache, advice: str) -> Pipeline:
         UserError: it is no longer the one that made the cache; `advice` ends the sentence.
     """
     config: dict[str, Any] = cache.manifest["config"]
-    options = teacher_options(config["teacher"])
+    options = teacher_options(config["teacher"]) | {"device": own_device()}
     if config.get("prompt"):
         options["prompt_embeds"] = Path(config["prompt"])
     pipeline = load_pipeline(config.get("asked_for", config["teacher"]["name"]), **options)

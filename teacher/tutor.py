@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from teacher.instruction import instruction_context, relation_ids
 from teacher.language import LanguageReader, load_language
 from teacher.positions import Positions
 from teacher.published import SCENE, read_parts
 from teacher.reader import Reader
-from teacher.visual import METHODS, SEMANTIC, VisualTokens
+from teacher.visual import CONTEXT, METHODS, SEMANTIC, VisualTokens
 from vega_artifact import UserError, unknown_name
 
 EMBEDDED = "embedded"
@@ -51,29 +52,52 @@ class Tutor(nn.Module):
     """forward(streams of one scene, questions) -> loss; `answer` for afterwards.
 
     Streams: "semantic" (T, Cs, h, w), "generative" (T, Cg, gh, gw), and "cells" (T, gh * gw, 3) where positions are wanted.
+    With "context_gated" fusion every question has visual tokens of its own, so questions pass one by one.
     """
 
     def __init__(self, visual: VisualTokens | None, reader: Reader | LanguageReader) -> None:
         super().__init__()
         self.visual, self.reader = visual, reader
+        self.relations = relation_ids(reader.tokenizer) if visual is not None and visual.method == CONTEXT else None
 
     def forward(
         self, streams: Mapping[str, Tensor], prompts: Sequence[str], answers: Sequence[str], views: Sequence[int | None]
     ) -> Tensor:
-        return self.reader.loss(self.tokens(streams), prompts, answers, self._views(views))
+        views = self._views(views)
+        if self.relations is None:
+            return self.reader.loss(self.tokens(streams), prompts, answers, views)
+        lessons = zip(prompts, answers, views, strict=True)
+        losses = [self.reader.loss(self.tokens(streams, ask), [ask], [say], [view]) for ask, say, view in lessons]
+        return torch.stack(losses).mean()
 
-    def tokens(self, streams: Mapping[str, Tensor]) -> Tensor | None:
-        """What the reader is given of one scene, (T, width, gh, gw); None when it is blind."""
+    def tokens(self, streams: Mapping[str, Tensor], prompt: str | None = None) -> Tensor | None:
+        """What the reader is given of one scene, (T, width, gh, gw); None when it is blind.
+
+        Args:
+            prompt: the question, which "context_gated" fusion hears and no other.
+        """
         if self.visual is None:
             return None
-        return self.visual(streams["semantic"], streams.get("generative"), streams.get("cells"))
+        context = None if prompt is None else self._context(prompt)
+        return self.visual(streams["semantic"], streams.get("generative"), streams.get("cells"), context)
+
+    def _context(self, prompt: str) -> Tensor | None:
+        if self.relations is None:
+            return None
+        ids = self.reader.tokenizer(prompt, add_special_tokens=False).input_ids
+        return instruction_context(ids, cast(nn.Embedding, self.reader.model.get_input_embeddings()), self.relations)
 
     @torch.no_grad()
     def answer(
         self, streams: Mapping[str, Tensor], prompts: Sequence[str], views: Sequence[int | None], max_new_tokens: int = 16
     ) -> list[str]:
         """Greedy answers to questions about one scene."""
-        return self.reader.answer(self.tokens(streams), prompts, max_new_tokens, self._views(views))
+        views = self._views(views)
+        if self.relations is None:
+            return self.reader.answer(self.tokens(streams), prompts, max_new_tokens, views)
+        asked = zip(prompts, views, strict=True)
+        lone = [self.reader.answer(self.tokens(streams, ask), [ask], max_new_tokens, [view]) for ask, view in asked]
+        return [text for (text,) in lone]
 
     def _views(self, views: Sequence[int | None]) -> Sequence[int | None]:
         return [None] * len(views) if self.visual is None else views  # who sees nothing has no view to look at
@@ -120,7 +144,7 @@ def _reader(parts: Parts, dtype: torch.dtype) -> tuple[Reader | LanguageReader, 
     reader.requires_grad_(True)
     reader.model.requires_grad_(parts.language == "full")
     if parts.language == "lora":
-        reader.model = with_lora(reader.model, parts.lora_rank, parts.seed)
+        reader.model = cast(Any, with_lora(reader.model, parts.lora_rank, parts.seed))  # answers to all that a model does
     return reader, width
 
 

@@ -94,14 +94,10 @@ class Extract:
         return found | {"dtype": getattr(torch, self.dtype), "device": self.chosen_device()}
 
     def chosen_device(self) -> str:
-        """`device`, with auto resolved: processes on one machine take its GPUs in turn."""
-        import torch
+        """`device`, with auto resolved."""
+        from teacher.extract import own_device
 
-        from teacher.extract import local_rank
-
-        if self.device != "auto":
-            return self.device
-        return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        return own_device() if self.device == "auto" else self.device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +143,7 @@ class Fit:
     """Seed of fresh weights and of the order of scenes and questions."""
 
     def run(self) -> None:
+        from teacher.extract import rank
         from teacher.fit import FitConfig, fit
         from teacher.tutor import Parts
         from vega_artifact import read_manifest
@@ -160,7 +157,8 @@ class Fit:
             **{name: getattr(self, name) for name in rest},
         )
         manifest = read_manifest(fit(self.cache, self.questions, self.out, config), "fit")
-        print(f"{self.out}: fit {manifest['fingerprint']}, {manifest['trained']} parameters trained, {manifest['lessons']}")
+        if rank() == 0:
+            print(f"{self.out}: fit {manifest['fingerprint']}, {manifest['trained']} parameters trained, {manifest['lessons']}")
 
 
 def lone_launch(environment: Mapping[str, str]) -> str | None:

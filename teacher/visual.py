@@ -19,6 +19,7 @@ from teacher.streams import projector
 from vega_artifact import unknown_name
 
 SEMANTIC, SEQUENCE = "semantic", "sequence"  # the methods beside the fusion modules
+CONTEXT = "context_gated"  # the fusion module that also hears the question
 METHODS = (*FUSIONS, SEMANTIC, SEQUENCE)
 
 
@@ -31,6 +32,8 @@ class VisualTokens(nn.Module):
         scale: divides the generative stream, whose size differs widely between models and blocks.
         seed: of the fresh weights.
     """
+
+    scale: Tensor
 
     def __init__(
         self, semantic: int, generative: int, width: int, method: str = "token_gated", scale: float = 1.0, seed: int = 0
@@ -49,12 +52,15 @@ class VisualTokens(nn.Module):
         self.fusion = create_fusion(method, width, seed=seed) if method in FUSIONS else None
         self.register_buffer("scale", torch.tensor(scale))
 
-    def forward(self, semantic: Tensor, generative: Tensor | None, cells: Tensor | None = None) -> Tensor:
+    def forward(
+        self, semantic: Tensor, generative: Tensor | None, cells: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """Visual tokens (T, width, gh, gw); "sequence" gives 2 T maps, first the semantic ones.
 
         Args:
             generative: may be None for the method "semantic", whose grid is then the semantic stream's own.
             cells: where each token looks, (T, gh * gw, 3) from `teacher.positions.discretise`; None adds nothing.
+            context: (width,) of the question, see `teacher.instruction`; only for the method "context_gated".
         """
         shape = semantic.shape[2:] if generative is None else generative.shape[2:]
         grid = (int(shape[0]), int(shape[1]))
@@ -62,7 +68,8 @@ class VisualTokens(nn.Module):
         if self.generative_projector is not None:
             assert generative is not None
             other = self.generative_projector((generative / self.scale).flatten(2).transpose(1, 2))
-            tokens = torch.cat((tokens, other)) if self.fusion is None else self.fusion(tokens, other)
+            extra = {} if context is None else {"context": context.expand(len(tokens), -1)}
+            tokens = torch.cat((tokens, other)) if self.fusion is None else self.fusion(tokens, other, **extra)
         if cells is not None:
             encoding = sin3d(cells, self.width).to(tokens)
             tokens = tokens + (torch.cat((encoding, encoding)) if len(tokens) > len(encoding) else encoding)

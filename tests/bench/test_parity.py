@@ -14,6 +14,7 @@ import vega_edge
 from bench import parity
 from bench.schema import ROWS, check_rows
 from bench.tasks import get_task
+from bench.tasks.submissions import read_submission
 from vega_artifact import UserError
 
 LEVELS = ("easy", "medium", "hard")
@@ -179,7 +180,29 @@ def test_saved_answers_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert vega_edge.main([*command, *asked, "--student", str(tmp_path / "a.json")]) == 0
     assert "student within 2 points of the teacher: pass" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "vsibench" / "parity.json").read_text())["parity"][0]["margin"] == 2.0
+    submitted = tmp_path / "out" / "vsibench" / "submissions" / "lmms_eval" / "student_exported-0.jsonl"
+    assert read_submission(submitted, "vsibench", records, "lmms_eval") == answers(records, 0.2, 0)
     assert vega_edge.main([*command, *asked, "--student", str(tmp_path / "list.json")]) == 2
     assert "list.json: a JSON object from question id to answer expected" in capsys.readouterr().err
     assert vega_edge.main([*command, "--student", str(tmp_path / "a.json")]) == 2
     assert "saved answers need the questions they answer" in capsys.readouterr().err
+    assert vega_edge.main([*command, *asked, "--student", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no file, but the other side is one of saved answers" in capsys.readouterr().err
+    missing = [*fixed, *asked, "--student", str(tmp_path / "a.json"), "--teacher", str(tmp_path / "b.json")]
+    assert vega_edge.main(missing) == 2 and "b.json: no file, but" in capsys.readouterr().err
+
+
+def test_answers_in_the_layouts_of_other_scorers(tmp_path: Path) -> None:
+    records = questions(scenes=2, each=2)
+    given = answers(records, 0.5, 0)
+    parity.write_submissions(tmp_path, "vsibench", {"teacher": [given], "student_exported": [given, given]}, records)
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json*"))
+    names = ("student_exported-0", "student_exported-1", "teacher-0")
+    assert written == [f"lmms_eval/{name}.jsonl" for name in names]
+    assert read_submission(tmp_path / written[1], "vsibench", records, "lmms_eval") == given
+    scanqa = [{"question_id": "q", "scene_id": "s", "question": "What?", "answers": ["a chair"]}]
+    parity.write_submissions(tmp_path / "scanqa", "scanqa", {"blind": [{"q": "a table"}]}, scanqa)
+    line = json.loads((tmp_path / "scanqa" / "vega3d" / "blind-0.jsonl").read_text())
+    assert line["pred_response"] == "a table" and line["model_id"] == "blind-0"
+    top = json.loads((tmp_path / "scanqa" / "official" / "blind-0.json").read_text())
+    assert top[0]["answer_top10"] == ["a table"]

@@ -14,7 +14,9 @@ from bench import conditions, parity
 from bench.conditions import Condition
 from teacher import rerun
 from teacher.cache import CacheWriter, FeatureCache
+from teacher.scenes.scene_names import SceneNames
 from teacher.streams import Pipeline
+from tests.bench.students import student_of
 from vega_artifact import UserError, read_json
 
 ROOMS = tuple(f"room-{number}" for number in range(24))
@@ -85,7 +87,7 @@ def result_of(cache: FeatureCache, student: Any, readers: int = 2) -> dict[str, 
         "student_exported": Condition(tokens if student is None else student, seeing),
         "blind": Condition(None, [Echo() for _ in range(readers)]),
     }
-    answers = conditions.ask("ladder", rows, questions(cache))
+    answers = conditions.ask("ladder", rows, questions(cache), SceneNames(cache))
     return parity.compare("ladder", answers, questions(cache), margin=1.0)
 
 
@@ -104,7 +106,7 @@ def test_the_teacher_against_itself_passes(cache: FeatureCache) -> None:
 
 def test_readers_are_asked_scene_by_scene_and_told_the_view(cache: FeatureCache) -> None:
     echo = Echo()
-    conditions.ask("ladder", {"teacher": Condition(Zeros(), [echo])}, questions(cache))
+    conditions.ask("ladder", {"teacher": Condition(Zeros(), [echo])}, questions(cache), SceneNames(cache))
     assert echo.views == [None, 1] * len(ROOMS)
 
 
@@ -127,7 +129,7 @@ def test_every_embedded_reader_answers(cache: FeatureCache, reseeded: FeatureCac
     monkeypatch.setattr(conditions, "exported_maps", lambda caches, export, stream: Zeros())
     rows = conditions.embedded(cache, Path("export"), reseeded, seeds=(0,))
     asked = questions(cache)[:4]
-    found = conditions.ask("ladder", rows, asked)
+    found = conditions.ask("ladder", rows, asked, SceneNames(cache))
     assert list(found) == ["teacher", "student_exported", "semantic", "blind", "teacher_reseeded"]
     assert all(set(run) == {record["question_id"] for record in asked} for runs in found.values() for run in runs)
 
@@ -148,7 +150,7 @@ def test_measure_leaves_questions_answers_and_a_verdict(
     tokens = conditions.Maps([cache], lambda home, scene: home.read(scene, "fused"))
     rows = {name: Condition(tokens, [Echo()]) for name in ("teacher", "student_exported")}
     monkeypatch.setattr(conditions, "embedded", lambda *given: rows)
-    found = parity.measure("ladder", cache.path, Path("export"), tmp_path, reseeded=reseeded.path)
+    found = parity.measure("ladder", cache.path, student_of(tmp_path, "t0"), tmp_path, reseeded=reseeded.path)
     assert found["parity"][0] | {"needed_n": 0} == {
         "task": "ladder",
         "protocol": "ladder",
@@ -160,10 +162,13 @@ def test_measure_leaves_questions_answers_and_a_verdict(
     student = tmp_path / "predictions" / "student_exported-0.jsonl"
     again = parity.saved("ladder", student, student, tmp_path / "questions.json", 1.0, None)
     assert again["tasks"][0]["value"] == found["tasks"][0]["value"]
+    assert not (tmp_path / "submissions").exists(), "no other code scores the ladder"
+    with pytest.raises(UserError, match=r"export: a student of teacher t7 \(run .*\), but .* is of teacher t0; give both"):
+        parity.measure("ladder", cache.path, student_of(tmp_path / "other", "t7"), tmp_path, reseeded=reseeded.path)
 
 
 def test_refusals(cache: FeatureCache, reseeded: FeatureCache, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"embeded: no such reader; give 'embedded', or folders"):
+    with pytest.raises(UserError, match=r"embeded: no such reader; give 'embedded' alone, or folders"):
         conditions.conditions(["embeded"], cache, Path("export"), reseeded)
     with pytest.raises(UserError, match="no stream 'semantic' in it"):
         conditions.embedded(make_cache(tmp_path / "a", drop="semantic"), Path("export"), reseeded)

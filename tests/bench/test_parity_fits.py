@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from bench import conditions, fits
+from bench.maps import Maps
 from teacher.cache import CacheWriter, FeatureCache
 from teacher.fit import FitConfig, fit
+from teacher.scenes.scene_names import SceneNames
 from teacher.tutor import Parts
 from vega_artifact import UserError, write_json
 
@@ -56,11 +58,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def exported(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A student that gives the teacher's streams, the generative one doubled."""
 
-    def maps(caches: Any, export: Path, stream: str) -> fits.Maps:
+    def maps(caches: Any, export: Path, stream: str) -> Maps:
         factor = 2 if stream == "generative" else 1
-        return fits.Maps(caches, lambda home, scene: factor * home.read(scene, stream).astype(np.float32))
+        return Maps(caches, lambda home, scene: factor * home.read(scene, stream).astype(np.float32))
 
     monkeypatch.setattr(fits, "exported_maps", maps)
+
+
+def tokens(row: Any, scene: str) -> np.ndarray:
+    """What the reader of a row is shown of a scene; empty when it is blind."""
+    found = row.tutor.tokens(row.streams(scene))
+    return np.empty(0) if found is None else found.detach().numpy()
 
 
 @pytest.mark.usefixtures("exported")
@@ -68,26 +76,26 @@ def test_all_rows_answer_and_differ_where_their_streams_do(made: dict[str, Any])
     folders = [made["blind"], made["add"], made["semantic"]]
     rows = conditions.conditions(folders, made["cache"], Path("export"), made["reseeded"])
     assert list(rows) == ["teacher", "student_exported", "semantic", "blind", "teacher_reseeded"]
-    shown = {name: row.tokens["room-0"] for name, row in rows.items() if row.tokens is not None}
-    assert all(tokens.shape == (2, 128, 8, 8) for tokens in shown.values()) and rows["blind"].tokens is None
+    shown = {name: tokens(row, "room-0") for name, row in rows.items()}
+    assert all(found.shape == (2, 128, 8, 8) for name, found in shown.items() if name != "blind")
+    assert shown["blind"].size == 0
     for name in ("student_exported", "semantic", "teacher_reseeded"):
         assert not np.allclose(shown["teacher"], shown[name])
     assert rows["teacher"].readers[0] is rows["student_exported"].readers[0] is rows["teacher_reseeded"].readers[0]
-    answers = conditions.ask("scanqa", rows, questions())
+    answers = conditions.ask("scanqa", rows, questions(), SceneNames(made["cache"]))
     assert all(set(run) == {"room-0-0", "room-1-0"} for runs in answers.values() for run in runs)
 
 
 def test_the_streams_of_the_teacher_give_the_teachers_row(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def maps(caches: Any, export: Path, stream: str) -> fits.Maps:
-        return fits.Maps(caches, lambda home, scene: home.read(scene, stream))
+    def maps(caches: Any, export: Path, stream: str) -> Maps:
+        return Maps(caches, lambda home, scene: home.read(scene, stream))
 
     monkeypatch.setattr(fits, "exported_maps", maps)
     rows = fits.fitted([made["add"]], made["cache"], Path("export"), made["cache"])
     assert list(rows) == ["teacher", "student_exported", "teacher_reseeded"]
-    teacher, student, again = (tokens for tokens, _ in rows.values())
-    assert teacher is not None and student is not None and again is not None
-    np.testing.assert_array_equal(teacher["room-1"], student["room-1"])
-    np.testing.assert_array_equal(teacher["room-1"], again["room-1"])
+    teacher, student, again = (tokens(row, "room-1") for row in rows.values())
+    np.testing.assert_array_equal(teacher, student)
+    np.testing.assert_array_equal(teacher, again)
 
 
 def test_refusals(made: dict[str, Any]) -> None:

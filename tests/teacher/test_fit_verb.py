@@ -13,47 +13,23 @@ import torch
 from safetensors.torch import load_file
 
 import teacher.fit as fit_module
-from teacher.cache import CacheWriter, FeatureCache
-from teacher.fit import FitConfig, fit, rate_factor
+from teacher.cache import FeatureCache
+from teacher.fit import rate_factor
 from teacher.fit_folder import CHECKPOINT, WEIGHTS, load_fit
 from teacher.fit_streams import SceneStreams
 from teacher.lessons import read_lessons
-from teacher.scenes import open_scenes
 from teacher.scenes.questions import write_questions
 from teacher.tutor import Parts, build
 from teacher.visual import VisualTokens
-from tests.teacher.language_folders import llava_video, qwen2
+from tests.teacher.fit_rooms import SHORT, make_rooms, run
+from tests.teacher.language_folders import llava_video
 from vega_artifact import UserError, read_json, read_manifest
 from vega_edge import main
-
-URI = "procedural:val?count=4&frames=2&size=32&seed=3"
-SHORT = FitConfig(steps=4, accumulate=2, questions=4, save_every=2)
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache whose semantic stream says red or blue, questions about it, and two language models."""
-    work, source = tmp_path_factory.mktemp("fit"), open_scenes(URI)
-    config = {"scenes": URI, "scenes_fingerprint": source.fingerprint}
-    writer = CacheWriter(work / "cache", config, {"teacher": "t"}, source.scene_ids, 2)
-    records = []
-    for number, scene in enumerate(source.scene_ids):
-        rng = np.random.default_rng(number)
-        semantic = rng.standard_normal((2, 6, 4, 4)) + np.array([3.0, -3.0])[number % 2] * np.eye(6)[0][:, None, None]
-        maps = {"semantic": semantic, "generative": 5 * rng.standard_normal((2, 8, 2, 2))}
-        writer.add(scene, {name: value.astype(np.float16) for name, value in maps.items()} | {"frame_ids": np.arange(2)})
-        answer = ["red", "blue"][number % 2]
-        record = {"scene_id": scene, "question": "is there a red chair ?", "answers": [answer]}
-        records += [record | {"question_id": f"{number}-{n}", "view": [None, 0, 1][n]} for n in range(3)]
-    writer.finish()
-    write_questions(work / "questions.json", records)
-    qwen2(work / "qwen2")
-    return work
-
-
-def run(work: Path, out: Path, config: FitConfig = SHORT, **parts: object) -> Path:
-    changed = replace(config, parts=Parts(**{"reader": str(work / "qwen2"), **parts}))  # type: ignore[arg-type]
-    return fit(work / "cache", [work / "questions.json"], out, changed)
+    return make_rooms(tmp_path_factory.mktemp("fit"))
 
 
 def stored(out: Path) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 
 from teacher import rerun as module
 from teacher.cache import CacheWriter
+from teacher.extract import own_device
 from vega_artifact import UserError
 
 SCENES = [f"room-{index}" for index in range(6)]
@@ -115,6 +116,7 @@ def test_the_teacher_is_loaded_as_it_was(cache: Path, monkeypatch: pytest.Monkey
         "seed": 7,
         "draws": 2,
         "random_weights": 3,
+        "device": own_device(),
     }
 
 
