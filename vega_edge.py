@@ -13,7 +13,7 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -62,8 +62,16 @@ class List:
 
     what: Positional[Literal["teachers", "students", "recipes", "scenes", "tasks"]]
     """Which registry."""
+    size: tuple[int, int] | None = None
+    """Of students only: height and width in pixels their cost is counted at; 224 224 if not given."""
 
     def run(self) -> None:
+        if self.what == "students":
+            from student.costs import table
+
+            return print(table(self.size or (224, 224)))
+        if self.size:
+            raise UserError(f"--size is for `list students`; {self.what} have none")
         room, name = LISTS[self.what]
         names = getattr(importlib.import_module(room), name)
         print("\n".join(sorted(names() if callable(names) else names)))
@@ -71,7 +79,6 @@ class List:
 
 LISTS = {  # what -> where its registry, or the function that lists it, lives
     "teachers": ("teacher.backbones", "teacher_names"),
-    "students": ("student", "list_students"),
     "recipes": ("distill.recipes", "names"),
     "scenes": ("teacher.scenes.source", "SCHEMES"),
     "tasks": ("bench.tasks", "TASKS"),
@@ -106,10 +113,19 @@ class Verify:
 class Train:
     """Cache -> a run: the student distilled from the cached features. Resumes."""
 
-    cache: Path
-    """A folder made by `vega-edge extract`."""
+    cache: tuple[str, ...] = ()
+    """A folder made by `vega-edge extract`; more teachers of the same scenes as NAME=FOLDER (streams NAME_stream). None:
+    --teacher answers about --scenes while the student learns."""
     out: Path
     """The run folder to write."""
+    teacher: str | None = None
+    """In place of a cache, where the disk is short: a teacher as for `vega-edge extract`, asked anew in every epoch."""
+    scenes: str | None = None
+    """With --teacher: the URI of the scenes to watch."""
+    start_from: Path | None = None
+    """A finished run whose weights the student begins with: a warm start, which makes a new run."""
+    probes: bool = False
+    """Ask 3D probes and draw pictures on the way (posed clips with depth only), within probe_share of the time."""
     recipe: str = "demo"
     """A name from `vega-edge list recipes`."""
 
@@ -117,7 +133,19 @@ class Train:
     """Fields of the recipe to change, such as steps=600 image_size=224,224."""
 
     def run(self) -> None:
-        from distill import RunConfig, recipes, train
+        from distill import train
+        from teacher.extract import rank
+
+        config, source, probes = self.config(), self.source(), None
+        if self.probes and rank() == 0:  # the others wait at the next step
+            from bench.watch import Watch
+
+            probes = Watch(source, config)
+        train(source, self.out, config, start_from=self.start_from, probes=probes)
+
+    def config(self) -> Any:
+        """The recipe as changed."""
+        from distill import RunConfig, recipes
 
         flags = [
             part
@@ -125,8 +153,24 @@ class Train:
             for part in (f"--{name}", *value.split(","))
         ]
         recipe = recipes.create(self.recipe)
-        config = tyro.cli(RunConfig, prog="--change", default=recipe, args=flags, config=(tyro.conf.FlagConversionOff,))
-        train(self.cache, self.out, config)
+        named = [flag.removeprefix("--weights.") for flag in flags if flag.startswith("--weights.")]
+        new = {name: 0.0 for name in named if name not in recipe.weights}  # a flag can only set what the recipe names
+        recipe = replace(recipe, weights={**recipe.weights, **new})
+        return tyro.cli(RunConfig, prog="--change", default=recipe, args=flags, config=(tyro.conf.FlagConversionOff,))
+
+    def source(self) -> Any:
+        """The cache (several are joined), or what stands for one."""
+        if self.cache and not (self.teacher or self.scenes):
+            from distill.joined import open_caches
+
+            return open_caches(self.cache)
+        if self.cache or not (self.teacher and self.scenes):
+            raise UserError("train: give --cache, or in its place --teacher together with --scenes")
+        from distill.online import OnlineCache
+        from teacher import load_pipeline
+
+        pipeline = load_pipeline(self.teacher)
+        return OnlineCache(self.scenes, pipeline.streams, pipeline.fingerprint)
 
 
 VERBS: dict[str, Any] = {

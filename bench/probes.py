@@ -89,6 +89,7 @@ def evaluate(
     pairs: Sequence[tuple[str, str]] = PAIRS,
     draws: int = DRAWS,
     seed: int = 0,
+    sums: bool = False,
 ) -> dict[str, Any]:
     """Run every probe on every model over the same rooms.
 
@@ -105,6 +106,8 @@ def evaluate(
         extras: model -> {"strength", "val_r2", and name -> {value, low, high, n}}: depth from the position alone, chance and
             far subset of the correspondences, random-pair control and contrast of the voxel score.
         per_scene: metric -> model -> scene_id -> value, NaN where a scene does not carry the metric.
+        sums: only if asked for; metric -> model -> scene_id -> what is summed over scenes to make the metric (of depth the five
+            columns of bench/depth.py, else numerator and denominator).
         missing: metric -> why no row has it.
 
     Raises:
@@ -123,6 +126,9 @@ def evaluate(
             result["missing"][metric] = "no test scene carries it: no two frames that see the same place, or no depth"
             continue
         _add_rows(result, metric, tables, measure.reduce, rooms.names("test"), (pairs, draws, seed))
+        if sums:
+            held = {name: dict(zip(rooms.names("test"), table.tolist())) for name, table in tables.items()}
+            result.setdefault("sums", {})[metric] = held
     for name, statistics in measured.items():
         extras[name] |= _controls(statistics, draws, seed)
     return result

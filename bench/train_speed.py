@@ -24,6 +24,7 @@ from bench.latency import machine
 from bench.teacher import accelerator, synchronise
 from distill import recipes
 from distill.config import RunConfig
+from distill.engine import create_accelerator
 from distill.log import RunLog
 from distill.state import LOG, RunFolder
 from distill.train import Trainer, Window
@@ -81,13 +82,11 @@ def measure(settings: Settings, cache: Path | None = None) -> dict[str, Any]:
     Raises:
         UserError: numbers out of range, an unknown recipe, a cache that does not fit the recipe.
     """
-    from accelerate import Accelerator
-
     config, before = settings.config(), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as place:
         source = FeatureCache(cache or random_cache(Path(place) / "cache", config))
         folder = RunFolder(Path(place) / "run", config, source.fingerprint)
-        trainer = Trainer(source, folder, config, Accelerator(mixed_precision="no", cpu=settings.cpu))
+        trainer = Trainer(source, folder, config, create_accelerator(cpu=settings.cpu))
         threads = settings.threads if trainer.device.type == "cpu" else settings.threads[:1]
         folder.claim({})
         try:
@@ -149,7 +148,7 @@ class Turns:
         """Forward and backward alone."""
         module = self.trainer.engine.bare
         for _ in range(self.steps):
-            total, _ = module(self.resident.pixels, self.resident.targets)
+            total, _ = module(self.resident.pixels, self.resident.targets, self.resident.hints)
             total.backward()
             module.zero_grad(set_to_none=True)
 

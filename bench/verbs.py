@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
-from vega_artifact import UserError, write_json
+from bench.timing_verbs import Compare, Latency
+from vega_artifact import UserError, unknown_name, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,32 +42,6 @@ class Doctor:
         print(doctor.text())
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Time the exported file, and with --run the torch student beside it, in turns."""
-
-    export: Positional[Path]
-    """A folder made by `vega-edge export`."""
-    run_folder: Annotated[Path | None, arg(name="run")] = None
-    """The run it was exported from: adds the torch rows."""
-    batches: tuple[int, ...] = (1, 4)
-    """Frames per call."""
-    repeats: int = 50
-    """Timed calls per row."""
-    threads: int = 1
-    """CPU threads of each backend."""
-    out: Path | None = None
-    """JSON file for the rows, the machine and the raw samples."""
-
-    def run(self) -> None:
-        from bench import latency
-
-        result = latency.measure(self.export, self.run_folder, self.batches, self.repeats, self.threads)
-        if self.out:
-            write_json(self.out, result)
-        print(latency.table(result))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """3D probes on frozen features: fitted on the train cache, tuned on val, judged on test."""
@@ -83,6 +58,10 @@ class Probe:
     """An export: adds the exported file."""
     stream: str = "fused"
     """Which of the teacher's streams to judge."""
+    models: tuple[str, ...] = ()
+    """Judge only these, such as student; none: all that the artifacts hold."""
+    sums: bool = False
+    """Also write the sums per room that each metric is made of, so that others can resample rooms."""
     out: Path | None = None
     """JSON file for the rows, in the report's schema."""
 
@@ -92,8 +71,11 @@ class Probe:
 
         caches = [FeatureCache(path) for path in (self.train, self.val, self.test)]
         models = maps.collect(caches, self.run_folder, self.export, self.stream)
+        if foreign := [name for name in self.models if name not in models]:
+            raise unknown_name("model", foreign[0], models)
+        models = {name: found for name, found in models.items() if not self.models or name in self.models}
         train, val, test = (maps.clips(cache) for cache in caches)
-        result = probes.evaluate(models, train, val, test)
+        result = probes.evaluate(models, train, val, test, sums=self.sums)
         if self.out:
             write_json(self.out, result)
         for row in result["probes"]:
@@ -266,6 +248,7 @@ class Cache:
 
 MEASURES: dict[str, type] = {
     "latency": Latency,
+    "compare": Compare,
     "probe": Probe,
     "parity": Parity,
     "teacher": TeacherSpeed,

@@ -9,8 +9,8 @@ Frames stay uint8 and targets float16, so a demo cache is some 200 MB; which fra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,33 +23,33 @@ from teacher.cache import FeatureCache
 from vega_artifact import UserError, unknown_name
 
 MEMORY_PART = 0.8  # of the available memory that the arrays may take
-CHUNK = 256  # frames that are converted at once
 
 
 @dataclass(frozen=True)
 class Frames:
     """Frames of some scenes with what the teacher said about them.
 
-    images: (F, H, W, 3) uint8; targets: stream -> (F, N, C) float16, tokens row-major; scenes: which scenes, in order.
+    images: (F, H, W, 3) uint8; targets: stream -> (F, N, C) float16, tokens row-major; scenes: which scenes, in order;
+    lengths: frames of each scene; places: (F, N, 3) float32 as `distill.views.token_places` gives them, or None.
     """
 
     images: Tensor
     targets: dict[str, Tensor]
     scenes: tuple[str, ...]
+    lengths: tuple[int, ...] = ()
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device) -> Frames:
-        return Frames(self.images.to(device), {name: value.to(device) for name, value in self.targets.items()}, self.scenes)
+        targets = {name: value.to(device) for name, value in self.targets.items()}
+        places = None if self.places is None else self.places.to(device)
+        return replace(self, images=self.images.to(device), targets=targets, places=places)
 
     def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.images, *self.targets.values()))
-
-    def chunks(self, stream: str) -> Iterator[Tensor]:
-        """Tokens (M, C) of one stream, some frames at a time."""
-        for part in self.targets[stream].split(CHUNK):
-            yield part.flatten(0, 1)
+        places = () if self.places is None else (self.places,)
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.images, *self.targets.values(), *places))
 
 
 def check_streams(cache: FeatureCache, names: Sequence[str]) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def load_frames(cache: FeatureCache, scene_ids: Sequence[str], streams: Sequence
             if not torch.isfinite(tokens).all():
                 raise UserError(f"{cache.path}: NaN or infinity in scene {scene!r}, stream {name!r}; extract this cache again")
             targets[name][part] = tokens
-    return Frames(images, targets, tuple(scene_ids))
+    return Frames(images, targets, tuple(scene_ids), tuple(cache.frames[scene] for scene in scene_ids))
 
 
 def _check_memory(cache: FeatureCache, needed: int) -> None:
@@ -118,7 +118,11 @@ def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 def batch_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
     """Which of `count` frames step `step` (0-based) sees, int64 (batch,): the next `batch` of an endless row of shuffles."""
-    positions = np.arange(step * batch, (step + 1) * batch)
+    return shuffled(seed, np.arange(step * batch, (step + 1) * batch), count)
+
+
+def shuffled(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
+    """Entries (int64) of the endless row of shuffles of `count` frames at some positions; each epoch holds every frame once."""
     return np.array([_shuffle(seed, int(p) // count, count)[int(p) % count] for p in positions], dtype=np.int64)
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from distill.augment import prepare
 from distill.dataset import Frames, gather
+from distill.losses import vectors
 from student import StudentModel
 
 BATCH = 48
@@ -45,7 +46,8 @@ def validation_cosines(
         outputs = student(prepare(images.to(device), None, mean, std))
         for name, centre in means.items():
             ours, theirs = outputs[name].float(), targets[name].to(device).float()
-            sums[name]["raw"] += cosine_similarity(ours, theirs, dim=-1).mean(-1).sum().item()
-            sums[name]["centred"] += cosine_similarity(ours - centre, theirs - centre, dim=-1).mean(-1).sum().item()
+            for key, shift in (("raw", 0), ("centred", centre)):
+                pair = vectors(ours - shift), vectors(theirs - shift)
+                sums[name][key] += cosine_similarity(*pair, dim=-1).mean(-1).sum().item()
     student.train(training)
     return {name: {key: total / len(chosen) for key, total in sums[name].items()} for name in means}

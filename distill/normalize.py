@@ -1,7 +1,7 @@
 """Target normalisers: put teacher features on one scale before they are compared, and know the way back.
 
-Statistics are streamed in float64 over the training part of a cache; the inverse is folded into the student, which then
-answers in the teacher's own units.
+Made from statistics over the training part of a cache (`distill.statistics`); the inverse is folded into the student, which
+then answers in the teacher's own units.
 
     normalizer = estimate("phi_s", chunks)      # chunks of tokens (M, C)
     z = normalizer.normalize(x); x = normalizer.denormalize(z)
@@ -9,43 +9,15 @@ answers in the teacher's own units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from distill.statistics import EPSILON, gather, stored_statistics
+from teacher.cache import FeatureCache
 from vega_artifact import UserError, unknown_name
-
-EPSILON = 1e-6  # as torch's LayerNorm in vision transformers; features have a spread of order one
-EMPTY = "normalizer: no tokens to estimate from; the training part of the cache is empty"
-
-
-class Moments:
-    """Streaming mean and covariance of tokens (M, C), float64, shifted by the first token so that big means cost no digits."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def update(self, tokens: Tensor) -> None:
-        tokens = tokens.double()
-        if self.count == 0:
-            self.shift = tokens[0].clone()
-            self.total = torch.zeros_like(self.shift)
-            self.square = torch.zeros(len(self.shift), len(self.shift), dtype=torch.float64, device=tokens.device)
-        tokens = tokens - self.shift
-        self.count += len(tokens)
-        self.total += tokens.sum(0)
-        self.square += tokens.T @ tokens
-
-    @property
-    def mean(self) -> Tensor:
-        return self.shift + self.total / self.count
-
-    @property
-    def covariance(self) -> Tensor:
-        centre = self.total / self.count
-        return self.square / self.count - torch.outer(centre, centre)
 
 
 class Normalizer:
@@ -59,17 +31,17 @@ class Normalizer:
         """The student's denormaliser that can hold this inverse: "diagonal" or "full"."""
         return "diagonal" if self.inverse.ndim == 1 else "full"
 
-    def to(self, device: torch.device) -> Normalizer:
-        self.mean, self.forward, self.inverse = (part.to(device) for part in (self.mean, self.forward, self.inverse))
+    def to(self, where: torch.device | torch.dtype) -> Normalizer:
+        self.mean, self.forward, self.inverse = (part.to(where) for part in (self.mean, self.forward, self.inverse))
         return self
 
     def normalize(self, features: Tensor) -> Tensor:
-        """(..., C) of any float type -> float32 of the same shape."""
-        return _apply(features.float() - self.mean, self.forward)
+        """(..., C) of any float type -> the normaliser's own type (float32 unless moved) in the same shape."""
+        return _apply(features.to(self.mean.dtype) - self.mean, self.forward)
 
     def denormalize(self, normalised: Tensor) -> Tensor:
-        """Inverse of `normalize`, float32."""
-        return _apply(normalised.float(), self.inverse) + self.mean
+        """Inverse of `normalize`, of the same type."""
+        return _apply(normalised.to(self.mean.dtype), self.inverse) + self.mean
 
 
 class LayerNormalizer(Normalizer):
@@ -79,97 +51,96 @@ class LayerNormalizer(Normalizer):
     """
 
     def normalize(self, features: Tensor) -> Tensor:
-        return layer_norm(features.float(), features.shape[-1:], eps=EPSILON)
+        return layer_norm(features.to(self.mean.dtype), features.shape[-1:], eps=EPSILON)
 
     def statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Per token mean and spread (..., 1), what `denormalize` needs for an exact inverse."""
-        features = features.float()
+        features = features.to(self.mean.dtype)
         return features.mean(-1, keepdim=True), (features.var(-1, keepdim=True, unbiased=False) + EPSILON).sqrt()
 
     def denormalize(self, normalised: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
         if statistics is None:
             return super().denormalize(normalised)
         mean, spread = statistics
-        return normalised.float() * spread + mean
+        return normalised.to(self.mean.dtype) * spread + mean
 
 
 def _apply(values: Tensor, matrix: Tensor) -> Tensor:
     return values * matrix if matrix.ndim == 1 else values @ matrix
 
 
-NORMALIZERS: dict[str, Callable[[Iterable[Tensor]], Normalizer]] = {}
+Builder = Callable[[Mapping[str, Tensor]], Normalizer]
+NORMALIZERS: dict[str, tuple[str, Builder]] = {}  # name -> the kind of statistics it needs, and what makes it of them
 
 
-def register(name: str) -> Callable[[Callable[[Iterable[Tensor]], Normalizer]], Callable[[Iterable[Tensor]], Normalizer]]:
-    """Decorator: make an estimator (chunks of tokens (M, C)) -> Normalizer known under `name`."""
+def register(name: str, needs: str) -> Callable[[Builder], Builder]:
+    """Decorator: make a normaliser known under `name`; `needs` is a kind of `distill.statistics.gather`."""
 
-    def keep(make: Callable[[Iterable[Tensor]], Normalizer]) -> Callable[[Iterable[Tensor]], Normalizer]:
-        NORMALIZERS[name] = make
-        return make
+    def keep(build: Builder) -> Builder:
+        NORMALIZERS[name] = (needs, build)
+        return build
 
     return keep
 
 
 def estimate(kind: str, chunks: Iterable[Tensor]) -> Normalizer:
-    """Fit a normaliser to chunks of tokens (M, C). Raises UserError for an unknown name."""
+    """Fit a normaliser to chunks of tokens (M, C). Raises UserError for an unknown name or no tokens."""
+    needs, build = _known(kind)
+    return build(gather(needs, chunks))
+
+
+def estimate_from(cache: FeatureCache, stream: str, scenes: Sequence[str], kind: str) -> tuple[Normalizer, Tensor]:
+    """The normaliser of one stream over some scenes, and the stream's mean token (C,) float32; statistics are kept.
+
+    A stream of one channel (the gate) has no spread within a token: where "layernorm" is asked for it is standardised.
+
+    Raises:
+        UserError: an unknown name, no scenes, or no Hadamard matrix for the channels.
+    """
+    one_channel = cache.streams[stream][0] == 1
+    needs, build = _known("standardize" if one_channel and kind == "layernorm" else kind)
+    statistics = stored_statistics(cache, stream, scenes, needs)
+    return build(statistics), statistics["mean"].float()
+
+
+def _known(kind: str) -> tuple[str, Builder]:
     if kind not in NORMALIZERS:
         raise unknown_name("normalizer", kind, NORMALIZERS)
-    return NORMALIZERS[kind](chunks)
+    return NORMALIZERS[kind]
 
 
-def _moments(chunks: Iterable[Tensor]) -> Moments:
-    moments = Moments()
-    for chunk in chunks:
-        moments.update(chunk)
-    if moments.count < 2:
-        raise UserError(EMPTY)
-    return moments
-
-
-@register("none")
-def none(chunks: Iterable[Tensor]) -> Normalizer:
+@register("none", needs="variance")
+def none(statistics: Mapping[str, Tensor]) -> Normalizer:
     """Identity: the loss sees the teacher's own units."""
-    channels = next(iter(chunks)).shape[-1]
-    return Normalizer(torch.zeros(channels), torch.ones(channels), torch.ones(channels))
+    mean = statistics["mean"]
+    return Normalizer(torch.zeros_like(mean), torch.ones_like(mean), torch.ones_like(mean))
 
 
-@register("standardize")
-def standardize(chunks: Iterable[Tensor]) -> Normalizer:
+@register("standardize", needs="variance")
+def standardize(statistics: Mapping[str, Tensor]) -> Normalizer:
     """Zero mean and unit spread per channel; one that hardly varies (below 1e-3 of the typical spread) is not blown up."""
-    moments = _moments(chunks)
-    spread = moments.covariance.diagonal().clamp_min(0).sqrt()
+    spread = statistics["variance"].clamp_min(0).sqrt()
     spread = spread.clamp_min(max(1e-3 * float(spread.square().mean().sqrt()), EPSILON))
-    return Normalizer(moments.mean, 1 / spread, spread)
+    return Normalizer(statistics["mean"], 1 / spread, spread)
 
 
-@register("phi_s")
-def phi_s(chunks: Iterable[Tensor]) -> Normalizer:
+@register("phi_s", needs="covariance")
+def phi_s(statistics: Mapping[str, Tensor]) -> Normalizer:
     """PHI-S: subtract the mean, rotate so that every channel has equal variance, divide by one scalar (RADIO, 2410.01680).
 
     With eigenvectors U and a normalised Hadamard matrix H, z = (x - mean) U H^T / alpha; the rotation keeps errors isotropic.
     """
-    moments = _moments(chunks)
-    values, vectors = torch.linalg.eigh(moments.covariance)
+    values, vectors = torch.linalg.eigh(statistics["covariance"])
     alpha = values.clamp_min(0).mean().sqrt().clamp_min(EPSILON)
     rotation = vectors @ hadamard(len(values)).to(vectors).T
-    return Normalizer(moments.mean, rotation / alpha, rotation.T * alpha)
+    return Normalizer(statistics["mean"], rotation / alpha, rotation.T * alpha)
 
 
-@register("layernorm")
-def layernorm(chunks: Iterable[Tensor]) -> Normalizer:
+@register("layernorm", needs="tokens")
+def layernorm(statistics: Mapping[str, Tensor]) -> Normalizer:
     """LayerNorm without affine part per token; the typical inverse is a scalar spread and an offset per channel."""
-    count, spread, before, after = 0, 0.0, [], []
-    for chunk in chunks:
-        tokens = chunk.double()
-        count += len(tokens)
-        spread += float((tokens.var(-1, unbiased=False) + EPSILON).sqrt().sum())
-        before.append(tokens.sum(0))
-        after.append(layer_norm(tokens, tokens.shape[-1:], eps=EPSILON).sum(0))
-    if count == 0:
-        raise UserError(EMPTY)
-    scale = torch.full_like(before[0], spread / count)
-    mean = (torch.stack(before).sum(0) - scale * torch.stack(after).sum(0)) / count
-    return LayerNormalizer(mean, 1 / scale, scale)
+    spread = statistics["spread"]
+    return LayerNormalizer(statistics["mean"] - spread * statistics["normalised_mean"], 1 / spread, spread)
 
 
 def hadamard(size: int) -> Tensor:

@@ -21,7 +21,7 @@ def create_optimizers(student: nn.Module, config: RunConfig) -> list[Optimizer]:
     """Muon for the backbone's 2-D weights (if asked for, and if it has any) and AdamW for the rest.
 
     Embeddings, heads and convolutions stay with AdamW: Muon is meant for hidden matrices. Gains, biases and position
-    embeddings do not decay.
+    embeddings do not decay. Peak rates are those of the config, scaled to its batch.
     """
     named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
     hidden = [p for name, p in named if config.optimizer == "muon" and name.startswith("backbone.") and p.ndim == 2]
@@ -35,7 +35,7 @@ def create_optimizers(student: nn.Module, config: RunConfig) -> list[Optimizer]:
         optimizers.append(Muon(hidden, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
+            group["peak"] = group["lr"] = group["lr"] * config.rate_factor
     return optimizers
 
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from distill.config import RunConfig
@@ -67,19 +66,21 @@ def vit_tiny() -> RunConfig:
 def vit_small_gpu() -> RunConfig:
     """ViT-S on a GPU against full-size teacher streams: 20,000 steps of 256 frames at 224 px.
 
-    AdamW 5e-4 x sqrt(batch / 1536) and weight decay 0.04: lightly-train v3. Clip 1.0: DUNE. Half cosine, half smooth-L1:
-    UNIC, DUNE. PHI-S targets: RADIO. Gram 0.5 within a frame: after DINOv3's anchor. EMA 0.9998, 5 % warm-up.
+    AdamW 5e-4 at a batch of 1,536, scaled by the square root of the batch, and weight decay 0.04: lightly-train v3. Clip 1.0:
+    DUNE. Half cosine, half smooth-L1: UNIC, DUNE. PHI-S targets: RADIO. Gram 0.5 within a frame: after DINOv3's anchor. EMA
+    0.9998, 5 % warm-up.
     """
-    batch = 256
     return RunConfig(
         student="vit_small",
         image_size=(224, 224),
         normalizer="phi_s",
         gram=0.5,
         steps=20_000,
-        batch=batch,
+        batch=256,
         optimizer="adamw",
-        learning_rate=5e-4 * math.sqrt(batch / 1536),
+        learning_rate=5e-4,
+        rate_scaling="sqrt",
+        rate_batch=1536,
         ema=0.9998,
         evaluate_every=1000,
         log_every=50,

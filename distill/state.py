@@ -12,7 +12,7 @@ import io
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +28,33 @@ from vega_artifact import MANIFEST, UserError, atomic_write, canonical, read_jso
 CONFIG = "config.json"
 LOG = "log.jsonl"
 CHECKPOINTS = "checkpoint"
+KEPT = "kept"
+BEST = "best.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that the next step depends on besides config and cache: `step` is also the sampler's place."""
+    """Everything that the next step depends on besides config and cache.
+
+    `step` is also the sampler's place and what every random number is derived from; `scaler` is the loss scaler of fp16.
+    """
 
     step: int
     seconds: float
     student: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizers: list[dict[str, Any]]
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
-    """One run's place on disk, bound to the config and the cache it was started with."""
+    """One run's place on disk, bound to the config, the cache and (for a warm start) the run it was started with."""
 
-    def __init__(self, path: Path, config: RunConfig, cache_fingerprint: str) -> None:
+    def __init__(self, path: Path, config: RunConfig, cache_fingerprint: str, start_from: str | None = None) -> None:
         self.path = path
         self.config = config
-        self.identity = {"config": config.identity(), "cache": cache_fingerprint}
+        self.parents = {"cache": cache_fingerprint} | ({"start_from": start_from} if start_from else {})
+        self.identity = {"config": config.identity(), **self.parents}
 
     def is_complete(self) -> bool:
         """True when the very run asked for is finished and whole.
@@ -57,17 +64,20 @@ class RunFolder:
         """
         if (self.path / MANIFEST).exists():
             manifest = read_manifest(self.path, "run")
-            self._refuse_other({"config": manifest["config"], "cache": manifest["parents"].get("cache")})
+            self._refuse_other({"config": manifest["config"], **manifest["parents"]})
             verify_files(self.path, manifest)
             return True
         if (self.path / CONFIG).exists():
             record = read_json(self.path / CONFIG)
-            self._refuse_other({key: record.get(key) for key in self.identity} if isinstance(record, Mapping) else {})
+            held = ("config", "cache", "start_from")
+            self._refuse_other({key: record[key] for key in held if key in record} if isinstance(record, Mapping) else {})
         elif self.path.exists() and (not self.path.is_dir() or any(not p.name.startswith(".") for p in self.path.iterdir())):
             raise UserError(f"{self.path}: exists and is no run (no {CONFIG}); choose another --out")
         return False
 
     def _refuse_other(self, found: Mapping[str, Any]) -> None:
+        if isinstance(found.get("config"), Mapping):  # a field that is younger than the run was at its default
+            found = {**found, "config": {**RunConfig().identity(), **found["config"]}}
         if lines := differences(found, self.identity):
             raise UserError(f"{self.path}: holds another run ({listed(lines)}); choose another --out or delete it")
 
@@ -87,7 +97,9 @@ class RunFolder:
         states = io.BytesIO()  # torch.save to a file would hide a full disk behind another error
         torch.save(checkpoint.optimizers, states)
         atomic_write(unfinished / "optimizers.pt", lambda path: path.write_bytes(states.getvalue()))
-        write_json(unfinished / "state.json", {"step": checkpoint.step, "seconds": checkpoint.seconds})
+        state = {"step": checkpoint.step, "seconds": checkpoint.seconds, "scaler": checkpoint.scaler}
+        write_json(unfinished / "state.json", state)
+        shutil.rmtree(final, ignore_errors=True)  # of a run that was interrupted before it could drop what it went on from
         unfinished.rename(final)
         for older in root.glob("step-*"):
             if older != final:
@@ -107,12 +119,35 @@ class RunFolder:
             hint = f"delete {self.path / CHECKPOINTS} to begin this run anew"
             raise UserError(f"{folder / 'optimizers.pt'}: unreadable ({str(error).splitlines()[0]}); {hint}") from error
         weights = read_weights(folder / "student.safetensors")
-        return Checkpoint(
-            state["step"], state["seconds"], weights, read_weights(average) if average.exists() else {}, optimizers
-        )
+        averaged = read_weights(average) if average.exists() else {}
+        return Checkpoint(state["step"], state["seconds"], weights, averaged, optimizers, state.get("scaler", {}))
+
+    def keep(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Weights of a step that stay in the folder whatever comes later."""
+        (self.path / KEPT).mkdir(exist_ok=True)
+        save_weights(self.path / KEPT / f"step-{step:08d}.safetensors", weights)
+
+    def offer(self, step: int, value: float, weights: Mapping[str, Tensor]) -> None:
+        """Keep these weights as the best so far if `value` (higher is better) says so; what was best before is dropped."""
+        before = read_json(self.path / BEST) if (self.path / BEST).exists() else None
+        if before is not None and value <= before["value"]:
+            return
+        name = f"best-{step:08d}.safetensors"
+        save_weights(self.path / name, weights)
+        write_json(self.path / BEST, {"step": step, "value": value, "file": name})
+        if before is not None and before["file"] != name:
+            (self.path / before["file"]).unlink(missing_ok=True)
+
+    def best(self) -> tuple[int, dict[str, Tensor]]:
+        """Step and weights of the best validation. Raises UserError when they are unreadable or none was offered."""
+        record = read_json(self.path / BEST)
+        return record["step"], read_weights(self.path / record["file"])
 
     def drop_checkpoints(self) -> None:
+        """What a finished run needs no longer; kept weights stay."""
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        for path in (*self.path.glob("best-*.safetensors"), self.path / BEST):
+            path.unlink(missing_ok=True)
 
 
 def restore_optimizers(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]], where: Path) -> None:

@@ -1,124 +1,151 @@
 """The trainer: teaches a student from a feature cache, on one process or on many, and survives being killed.
 
 Reads a cache folder, writes a run folder (manifest.json, student.safetensors, student_init.safetensors, config.json,
-log.jsonl). Killed at any time, the same command goes on from the last checkpoint and ends in the same weights.
+log.jsonl). Killed or interrupted at any time, the same command goes on from the last checkpoint and ends in the same weights.
 
     vega-edge train --cache CACHE --recipe demo --out RUN
-    accelerate launch --num_processes 8 -m vega_edge train --cache CACHE --recipe vit_small_gpu --out RUN
+    torchrun --nproc_per_node 8 -m vega_edge train --cache CACHE --recipe vit_small_gpu --out RUN
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.augment import draw_factors, prepare
+from distill.batches import Batch, Batches, places, share
 from distill.config import RunConfig, resolve_precision
-from distill.dataset import Frames, batch_indices, check_streams, gather, load_frames, split_scenes
-from distill.evaluate import validation_cosines
-from distill.log import RunLog
-from distill.losses import Objective
-from distill.normalize import estimate
-from distill.optimize import WeightAverage, create_optimizers, rate_factor, set_rates
-from distill.state import LOG, Checkpoint, RunFolder, restore_optimizers
+from distill.dataset import Frames, check_streams, load_frames, split_scenes
+from distill.distiller import Distiller
+from distill.engine import Engine, create_accelerator
+from distill.floor import noise_floor
+from distill.guard import find_fault
+from distill.interrupt import Interrupt
+from distill.joined import open_caches
+from distill.log import RunLog, check_trackers
+from distill.losses import TERMS, Objective
+from distill.normalize import estimate_from
+from distill.observe import Observer, Probes
+from distill.online import OnlineCache, sample
+from distill.state import LOG, RunFolder
+from distill.views import token_places
+from distill.warm_start import read_start, take_weights
 from student import StudentModel, create_student
-from student.checkpoint import INITIAL_WEIGHTS, WEIGHTS, config_to_json, fill, save_weights
+from student.checkpoint import INITIAL_WEIGHTS, WEIGHTS, config_to_json, save_weights
+from student.heads import Denormalizer
 from teacher.cache import FeatureCache
 from vega_artifact import UserError, canonical, write_manifest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-QUICK_VALIDATION = 96  # frames of the validations on the way
 RESIDENT_PART = 0.4  # of an accelerator's free memory that the whole data may take
+INTACT = "the weights were left as they were before it, and the last checkpoint is intact"
 
 
-def train(cache: Path | str, out: Path | str, config: RunConfig) -> Path:
+def train(
+    cache: Path | str | FeatureCache | Sequence[Path | str],
+    out: Path | str,
+    config: RunConfig,
+    *,
+    start_from: Path | str | None = None,
+    probes: Probes | None = None,
+) -> Path:
     """Distil the teacher streams of `cache` into a student at `out`; a finished run is returned at once.
 
     Args:
-        cache: folder of kind "cache".
-        out: run folder; new, unfinished (resumes) or finished, but always of this config and cache.
+        cache: folder of kind "cache", several of the same scenes (several teachers) as `distill.joined` lists them, or what
+            stands for one (`distill.online`: a teacher that answers on the fly).
+        out: run folder; new, unfinished (resumes) or finished, but always of this config, cache and start.
+        start_from: a finished run whose weights the student begins with (warm start); the run is a new one all the same.
+        probes: asked about the student on the way, as often as `config.probe_share` allows, and at the end.
 
     Returns:
         `out`, with a manifest of kind "run".
 
     Raises:
-        UserError: no finished cache, streams it does not have, a folder of another run, a loss that is no longer finite
-            (names the step and the stream), a full disk, an unreadable checkpoint.
+        UserError: no finished cache, streams it does not have, fewer frames than a batch, a folder of another run, a step that
+            is no longer finite (names step, module and frames), a full disk, an unreadable checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    source = FeatureCache(cache)
-    folder = RunFolder(Path(out), config, source.fingerprint)
+    source = cache if isinstance(cache, FeatureCache) else open_caches(cache)
+    start = Path(start_from) if start_from is not None else None
+    parent = read_start(start)["fingerprint"] if start is not None else None
+    folder = RunFolder(Path(out), config, source.fingerprint, parent)
     if folder.is_complete():
         return folder.path
-    from accelerate import Accelerator  # takes a second; a finished run does not wait for it
-
+    check_trackers(config.trackers)
     threads = torch.get_num_threads()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:
-        Trainer(source, folder, config, Accelerator(mixed_precision="no")).run()
+        accelerator = create_accelerator(log_with=list(config.trackers) or None, project_dir=str(out))
+        Trainer(source, folder, config, accelerator, start, probes).run()
     finally:
         torch.set_num_threads(threads)
     return folder.path
 
 
-class Distiller(nn.Module):
-    """Student and objective as one module, so that wrapping it for several processes covers both.
-
-    forward(images (B, 3, H, W), targets {stream: (B, N, C)} normalised) -> total loss, and float32 (2 * streams + 1,):
-    total, the loss of each stream, the cosine of each stream.
-    """
-
-    def __init__(self, student: StudentModel, objective: Objective, precision: str) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-        self.autocast = precision == "bf16"
-
-    def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = self.student.normalised(images)
-        total, parts = self.objective(outputs, targets)
-        scalars = [total, *(part.loss for part in parts.values()), *(part.cosine for part in parts.values())]
-        return total, torch.stack([scalar.detach().float() for scalar in scalars])
-
-
 class Trainer:
     """One run from start (or checkpoint) to manifest. Steps count what is done: `step` 1 is logged after the first update."""
 
-    def __init__(self, cache: FeatureCache, folder: RunFolder, config: RunConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        cache: FeatureCache,
+        folder: RunFolder,
+        config: RunConfig,
+        accelerator: Accelerator,
+        start_from: Path | None = None,
+        probes: Probes | None = None,
+    ) -> None:
         self.cache, self.folder, self.config, self.accelerator = cache, folder, config, accelerator
-        self.streams = config.streams
-        if config.batch % accelerator.num_processes:
-            raise UserError(f"run config: batch {config.batch} cannot be dealt to {accelerator.num_processes} processes evenly")
+        self.streams, self.device = config.streams, accelerator.device
+        share(config, accelerator.num_processes)
         grid = check_streams(cache, self.streams)
         train_ids, validation_ids = split_scenes(cache.scene_ids, config.validation_part)
-        frames = load_frames(cache, train_ids, self.streams, config.image_size)
+        load = cache.live if isinstance(cache, OnlineCache) else partial(load_frames, cache)
+        frames = load(train_ids, self.streams, config.image_size)
+        if config.cross_view > 0:
+            frames = replace(frames, places=token_places(cache, train_ids, grid, config.matches))
         self.validation = load_frames(cache, validation_ids, self.streams, config.image_size)
-        self.normalizers = {name: estimate(config.normalizer, frames.chunks(name)) for name in self.streams}
-        self.means = {name: _mean(frames, name).to(accelerator.device) for name in self.streams}
-        self.student = self._create_student(frames, grid)
-        self.frames = _placed(frames, accelerator.device)
+        known = sample(train_ids) if isinstance(cache, OnlineCache) else train_ids
+        found = {name: estimate_from(cache, name, known, config.normalizer) for name in self.streams}
+        self.normalizers = {name: normalizer for name, (normalizer, _) in found.items()}
+        means = {name: mean.to(self.device) for name, (_, mean) in found.items()}
+        student = self._create_student(frames, grid)
+        self.new_heads = take_weights(student, start_from) if start_from is not None else None
+        self.student_config, self.preprocess = student.config, student.preprocess
+        self.initial = {name: value.clone() for name, value in student.state_dict().items()}
+        self.frames = _placed(frames, self.device)
         for normalizer in self.normalizers.values():
-            normalizer.to(accelerator.device)
-        self.precision = resolve_precision(config.precision, accelerator.device)
+            normalizer.to(self.device)
+        self.floor = self._floor(means)
+        ceilings = {name: found["ceiling"] for name, found in self.floor.items()}
+        self.observer = Observer(copy.deepcopy(student).to(self.device), self.validation, means, config, probes, ceilings)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.engine = Engine(accelerator, Distiller(student, self._objective(), self.precision), config)
+        dealt = (accelerator.num_processes, accelerator.process_index)
+        self.batches = Batches(self.frames, self.normalizers, self.preprocess, grid, config, self.device, *dealt)
+        self.step, self.seconds, self.interrupt = 0, 0.0, Interrupt()
+
+    def _objective(self) -> Objective:
+        config = self.config
         weights = {name: config.weights[name] for name in self.streams}
-        objective = Objective(weights=weights, cosine=config.cosine, smooth_l1=config.smooth_l1, gram=config.gram)
-        self.initial = {name: value.clone() for name, value in self.student.state_dict().items()}
-        self.model = accelerator.prepare(Distiller(self.student, objective, self.precision))
-        self.optimizers = create_optimizers(self.student, config)
-        self.average = WeightAverage(dict(self.student.named_parameters()), config.ema) if config.ema > 0 else None
-        look = self.student.preprocess
-        self.mean, self.std = (torch.tensor(values, device=accelerator.device) for values in (look.mean, look.std))
-        self.step, self.seconds = 0, 0.0
+        return Objective(weights=weights, **{term: getattr(config, term) for term in TERMS})
+
+    def _floor(self, means: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """What no student can learn, by stream; {} where there is no second draw to compare with."""
+        second = self.config.noise_cache
+        return {} if second is None else noise_floor(self.cache, second, self.normalizers, means, self._objective())
 
     def _create_student(self, frames: Frames, grid: tuple[int, int]) -> StudentModel:
         config = self.config
@@ -129,7 +156,9 @@ class Trainer:
             config.student, heads, size, grid, config.pretrained, head=config.head, denormalize=kind, seed=config.seed
         )
         for name, normalizer in self.normalizers.items():
-            student.denormalizers[name].set(normalizer.inverse, normalizer.mean)
+            denormalizer = student.denormalizers[name]
+            assert isinstance(denormalizer, Denormalizer)
+            denormalizer.set(normalizer.inverse, normalizer.mean)
         return student.train()
 
     def run(self) -> None:
@@ -138,124 +167,163 @@ class Trainer:
             self.folder.claim(self._resolved())
             save_weights(self.folder.path / INITIAL_WEIGHTS, self.initial)
         self._resume()
-        if self.accelerator.is_main_process:
-            progress = self.config.progress
-            with RunLog(self.folder.path / LOG, self.config.steps, self.step, progress=progress) as log:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self.batches, self.interrupt:
+            with self._log() if self.accelerator.is_main_process else nullcontext() as log:
+                if log is not None and self.floor:
+                    log.write({"step": self.step, "noise_floor": self.floor})
                 self._loop(log)
                 self._finish(log)
-        else:
-            self._loop(None)
+        if self.config.trackers:
+            self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
+
+    def _log(self) -> RunLog:
+        config, track = self.config, None
+        if config.trackers:
+            self.accelerator.init_trackers("vega-edge", {name: str(value) for name, value in config.identity().items()})
+            track = self.accelerator.log
+        return RunLog(self.folder.path / LOG, config.steps, self.step, progress=config.progress, track=track)
 
     def _resume(self) -> None:
         checkpoint = self.folder.load()
         self.accelerator.wait_for_everyone()  # the main process may replace the checkpoint soon
-        if checkpoint is None:
-            return
-        fill(self.student, checkpoint.student, self.folder.path)
-        restore_optimizers(self.optimizers, checkpoint.optimizers, self.folder.path)
-        if self.average is not None:
-            for name, value in self.average.values.items():
-                value.copy_(checkpoint.average[name])
-        self.step, self.seconds = checkpoint.step, checkpoint.seconds
+        if checkpoint is not None:
+            self.engine.restore(checkpoint, self.folder.path)
+            self.step, self.seconds = checkpoint.step, checkpoint.seconds
 
     def _loop(self, log: RunLog | None) -> None:
-        config = self.config
-        window: list[Tensor] = []
-        started = saved = time.perf_counter()
+        config, window = self.config, Window()
+        saved = time.perf_counter()
         while self.step < config.steps:
-            window.append(self._update())
-            self.step += 1
-            pinned = config.checkpoint_steps > 0 and self.step % config.checkpoint_steps == 0
-            if not (pinned or self.step % config.log_every == 0 or self.step == config.steps):
-                continue
-            means = self._checked_mean(window)
-            elapsed = time.perf_counter() - started
-            self.seconds += elapsed
-            if log is not None:
-                self._report(log, means, len(window) * config.batch / elapsed)
-                due = pinned or time.perf_counter() - saved >= config.checkpoint_seconds
-                if due and self.step < config.steps:  # the end needs none, its result is written at once
-                    self._save()
-                    saved = time.perf_counter()
-            window, started = [], time.perf_counter()
+            self.advance(window)
+            last = self.step == config.steps
+            boundary = last or self._due(config.log_every)
+            if boundary:
+                self.report(log, window)
+                window = Window()
+            if self._due(config.keep_every):
+                self._keep(log)
+            if self._due(config.evaluate_every) and not last:
+                self._look(log)
+            stop = self._interrupted(boundary) and not last
+            timely = boundary and time.perf_counter() - saved >= config.checkpoint_seconds
+            if (stop or timely or self._due(config.checkpoint_steps)) and not last:  # the end needs none
+                self._save(log)
+                saved = time.perf_counter()
+            if stop:
+                raise KeyboardInterrupt
 
-    def _update(self) -> Tensor:
-        """One optimiser step; returns the scalars of `Distiller` and the gradient norm without waiting for the device."""
-        config, device = self.config, self.accelerator.device
-        share = config.batch // self.accelerator.num_processes
-        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-        images, targets = gather(self.frames, batch_indices(config.seed, self.step, config.batch, len(self.frames))[mine])
-        samples = np.arange(self.step * config.batch, (self.step + 1) * config.batch)[mine]
-        factors = draw_factors(config.seed, samples, config.jitter) if config.jitter > 0 else None
-        pixels = prepare(images.to(device), factors, self.mean, self.std)
-        wanted = {name: self.normalizers[name].normalize(value.to(device)) for name, value in targets.items()}
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
 
-        set_rates(self.optimizers, rate_factor(self.step, config.steps, config.warmup))
-        total, scalars = self.model(pixels, wanted)
-        self.accelerator.backward(total)
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), config.clip if config.clip > 0 else float("inf"))
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(dict(self.student.named_parameters()), self.step)
-        return torch.cat([scalars, norm.detach().float().view(1)])
+    def advance(self, window: Window) -> None:
+        """One optimiser step. Raises UserError before it touches the weights when it is not finite."""
+        began = time.perf_counter()
+        parts = [self.batches.take(self.step, part) for part in range(self.config.accumulate)]
+        ready = time.perf_counter()
+        scalars = self.engine.step(self.step, parts)
+        if not self.engine.finite(scalars):
+            raise UserError(f"{self.folder.path}: at step {self.step + 1} {self._fault(parts)}; {INTACT}")
+        self.engine.apply(self.step)
+        self.step += 1
+        done = time.perf_counter()
+        self.seconds += done - began
+        window.add(scalars, ready - began, done - ready)
 
-    def _checked_mean(self, window: list[Tensor]) -> np.ndarray:
-        """Mean scalars over the window and all processes. Raises UserError at the first that is not finite."""
-        values = self.accelerator.reduce(torch.stack(window), reduction="mean").cpu().numpy()
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            row, column = bad[0]
-            names = ["loss", *self.streams, *self.streams, "gradient"]
-            culprits = [name for name, value in zip(self.streams, values[row, 1:]) if not np.isfinite(value)]
-            what = f"the loss of stream {culprits[0]!r}" if culprits else f"the {names[column]}"
-            at = self.step - len(window) + int(row) + 1
-            hint = "lower the learning rate or use precision fp32; the last checkpoint is intact"
-            raise UserError(f"{self.folder.path}: {what} is not finite at step {at}; {hint}")
-        return values.mean(0)
+    def _fault(self, parts: list[Batch]) -> str:
+        """What went wrong in this step, in whichever process it did; all processes get the same sentence."""
+        from accelerate.utils import gather_object
 
-    def _report(self, log: RunLog, means: np.ndarray, rate: float) -> None:
-        count = len(self.streams)
-        record: dict[str, Any] = {"step": self.step, "loss": float(means[0]), "gradient": float(means[-1])}
+        told = []
+        for number, batch in enumerate(parts if not self.engine.sharded else ()):
+            if fault := find_fault(self.engine.bare, batch):
+                names = places(self.cache, self.frames.scenes)
+                told.append(fault.told([names[row] for row in self.batches.rows(self.step, number)]))
+        return next(iter(gather_object(told)), "the gradient is not finite; lower the learning rates or use precision fp32")
+
+    def _interrupted(self, boundary: bool) -> bool:
+        """Whether to stop now; several processes agree on it where they meet anyway."""
+        if self.accelerator.num_processes == 1:
+            return self.interrupt.asked
+        if not boundary:
+            return False
+        asked = torch.tensor(float(self.interrupt.asked), device=self.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+
+    def report(self, log: RunLog | None, window: Window) -> None:
+        """One line of the log: means over the window and all processes."""
+        values = self.accelerator.reduce(torch.stack(window.scalars), reduction="mean").cpu().numpy()
+        if not np.isfinite(values[:, :-1]).all():
+            hint = "lower the learning rates; the last checkpoint is intact"
+            raise UserError(f"{self.folder.path}: the loss is not finite at or before step {self.step}; {hint}")
+        if log is None:
+            return
+        means, count = values[:, :-1].mean(0), len(self.streams)
+        gradients = values[np.isfinite(values[:, -1]), -1]  # a step that overflowed in fp16 was left out
+        rate = len(values) * self.config.batch / (window.waited + window.worked)
+        record: dict[str, Any] = {"step": self.step, "loss": float(means[0]), "gradient": float(gradients.sum() / len(values))}
         record["losses"] = dict(zip(self.streams, map(float, means[1 : 1 + count])))
-        record["cosine"] = dict(zip(self.streams, map(float, means[1 + count : -1])))
-        record |= {"lr": self.optimizers[0].param_groups[0]["lr"], "images_per_s": rate}
+        record["cosine"] = dict(zip(self.streams, map(float, means[1 + count :])))
+        record["terms"] = dict(zip(self._terms(), map(float, means[1 + 2 * count :])))
+        record |= {"lr": self.engine.optimizers[0].param_groups[0]["lr"], "images_per_s": rate}
+        record |= {"data_s": window.waited / len(values), "step_s": window.worked / len(values)}
         log.write(record)
-        first = self.streams[0]
-        log.show(self.step, f"loss {means[0]:.3f}  cosine of {first} {record['cosine'][first]:.3f}  {rate:.0f} images/s")
-        if self.step % self.config.evaluate_every == 0 and self.step < self.config.steps and len(self.validation):
-            cosines_now = validation_cosines(self.student, self.validation, self.means, QUICK_VALIDATION)
-            log.write({"step": self.step, "validation": cosines_now})
+        first, part = self.streams[0], window.waited / (window.waited + window.worked)
+        text = f"loss {means[0]:.3f}  cosine of {first} {record['cosine'][first]:.3f}  {rate:.0f} images/s"
+        log.show(self.step, f"{text}  data {part:.0%}")
 
-    def _save(self) -> None:
-        average = self.average.values if self.average is not None else {}
-        states = [optimizer.state_dict() for optimizer in self.optimizers]
-        self.folder.save(Checkpoint(self.step, self.seconds, self.student.state_dict(), average, states))
+    def _terms(self) -> list[str]:
+        """The terms of the objective that are logged, in order; what compares tokens needs more than one channel."""
+        return [term for term in TERMS if term == "cosine" or getattr(self.config, term) > 0]
 
-    def _finish(self, log: RunLog) -> None:
-        path = self.folder.path
-        if self.average is not None:
-            self.student.load_state_dict(self.average.values, strict=False)  # buffers stay
-        validation = {}
-        if len(self.validation):
-            validation = validation_cosines(self.student, self.validation, self.means)
-            log.write({"step": self.step, "validation": validation})
-        save_weights(path / WEIGHTS, self.student.state_dict())
+    def _look(self, log: RunLog | None) -> None:
+        weights = self._weights(log)
+        if log is None:
+            return
+        value = self.observer.look(weights, self.step, self.seconds, log)
+        if self.config.ship == "best" and value is not None:
+            self.folder.offer(self.step, value, weights)
+
+    def _weights(self, log: RunLog | None) -> dict[str, Tensor]:
+        """What would be shipped now, in the main process; where weights are sharded, all processes take part."""
+        return self.engine.weights() if log is not None or self.engine.sharded else {}
+
+    def _keep(self, log: RunLog | None) -> None:
+        weights = self._weights(log)
+        if log is not None:
+            self.folder.keep(self.step, weights)
+
+    def _save(self, log: RunLog | None) -> None:
+        if log is not None and not self.engine.sharded:
+            self.folder.save(self.engine.checkpoint(self.step, self.seconds))
+
+    def _finish(self, log: RunLog | None) -> None:
+        path, step = self.folder.path, self.step
+        if self.config.ship == "best":
+            self._look(log)
+        weights = self._weights(log)
+        if log is None:
+            return
+        if self.config.ship == "best":
+            step, weights = self.folder.best()
+        validation = self.observer.finish(weights, self.step, log)
+        save_weights(path / WEIGHTS, weights)
         write_manifest(
             path,
             "run",
             self.folder.identity["config"],
-            {"cache": self.cache.fingerprint},
+            self.folder.parents,
             [WEIGHTS, INITIAL_WEIGHTS],
-            student=config_to_json(self.student.config),
-            preprocess=canonical(asdict(self.student.preprocess)),
+            student=config_to_json(self.student_config),
+            preprocess=canonical(asdict(self.preprocess)),
             validation=validation,
             scenes={"train": list(self.frames.scenes), "validation": list(self.validation.scenes)},
-            parameters=self.student.parameter_count(),
+            parameters=self.observer.student.parameter_count(),
             steps=self.step,
+            shipped_step=step,
             minutes=self.seconds / 60,
+            noise_floor=self.floor or None,
             resolved=self._resolved(),
             teacher=self.cache.manifest["parents"].get("teacher"),
         )
@@ -263,22 +331,30 @@ class Trainer:
 
     def _resolved(self) -> dict[str, Any]:
         """What "auto" became and what the numbers' last bits depend on."""
-        device, size = self.accelerator.device, self.student.config.image_size
         return {
             "precision": self.precision,
-            "image_size": list(size),
-            "optimizers": [type(optimizer).__name__ for optimizer in self.optimizers],
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "image_size": list(self.student_config.image_size),
+            "optimizers": [type(optimizer).__name__ for optimizer in self.engine.optimizers],
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+            "spread": self.engine.kind,
             "processes": self.accelerator.num_processes,
             "threads": torch.get_num_threads(),
-        }
+            "matches": None if self.config.cross_view <= 0 else "tokens" if self.frames.places is None else "geometry",
+        } | ({"new_heads": self.new_heads} if self.new_heads is not None else {})
 
 
-def _mean(frames: Frames, stream: str) -> Tensor:
-    """(C,) float32 mean of a stream's tokens, summed in float64."""
-    total = torch.stack([chunk.double().sum(0) for chunk in frames.chunks(stream)]).sum(0)
-    frame_count, token_count, _ = frames.targets[stream].shape
-    return (total / (frame_count * token_count)).float()
+@dataclass
+class Window:
+    """What happened since the last line of the log: scalars of every step, seconds that data and all the rest took."""
+
+    scalars: list[Tensor] = field(default_factory=list)
+    waited: float = 0.0
+    worked: float = 0.0
+
+    def add(self, scalars: Tensor, waited: float, worked: float) -> None:
+        self.scalars.append(scalars)
+        self.waited += waited
+        self.worked += worked
 
 
 def _placed(frames: Frames, device: torch.device) -> Frames:

@@ -15,10 +15,12 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
+from export.runtime.manifest import INPUT, PIXELS
+from student.costs import AttentionCounter
 from vega_artifact import UserError
-
-INPUT = "images"
 
 
 def count_layer_norms(model: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -50,19 +52,55 @@ def count_layer_norms(model: nn.Module, images: Tensor) -> tuple[int, int]:
     return len(different), len(used)
 
 
+class _Weights(TorchFunctionMode):
+    """Keeps the weight of every linear layer and convolution that runs while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function in (linear, torch.conv2d):
+            self.seen.append(arguments[1] if len(arguments) > 1 else (options or {})["weight"])
+        return function(*arguments, **(options or {}))
+
+
+def count_layers(model: nn.Module, images: Tensor) -> tuple[int, dict[str, int]]:
+    """How many layers with weights the outputs of `model(images)` depend on, and how many softmax attentions it runs.
+
+    Counted at the function and not at the module: rotary ViTs and standardised convolutions call linear and conv2d themselves.
+
+    Args:
+        model: returns a tuple of tensors, its parameters require gradients. images: float32 (B, 3, H, W).
+
+    Returns:
+        layers, and {"network": all attentions, "fusable": those TensorRT is expected to make one kernel of in half precision}.
+    """
+    with torch.enable_grad(), _Weights() as weights, AttentionCounter() as attention:
+        total = sum(output.float().sum() for output in model(images))
+        gradients = torch.autograd.grad(total, weights.seen, allow_unused=True) if weights.seen else ()
+    return sum(gradient is not None for gradient in gradients), {"network": attention.total, "fusable": attention.fusable}
+
+
 def _bytes(parameter: Tensor | None) -> bytes:
     return b"" if parameter is None else parameter.detach().numpy().tobytes()
 
 
 def check_structure(
-    model: onnx.ModelProto, outputs: list[str], opset: int, layer_norms: tuple[int, int], precision: str = "fp32"
+    model: onnx.ModelProto,
+    outputs: list[str],
+    opset: int,
+    layer_norms: tuple[int, int],
+    precision: str = "fp32",
+    border: str = INPUT,
 ) -> dict[str, Any]:
     """Check the graph and return its facts for the manifest.
 
     Args:
         outputs: expected output names, in order.
         layer_norms: fewest and most LayerNormalization nodes, from `count_layer_norms`.
-        precision: "fp16" demands half-precision weights inside and float32 at the borders.
+        precision: "fp16" demands half-precision weights inside (beside float32 islands) and float32 at the borders.
+        border: the input, INPUT or PIXELS.
 
     Raises:
         UserError: invalid ONNX, another opset, a foreign operator domain, wrong names, a batch that is not symbolic,
@@ -77,7 +115,7 @@ def check_structure(
         raise _refusal(f"uses operators outside the ONNX standard ({sorted(domains)}, {len(model.functions)} local functions)")
     if [entry.version for entry in model.opset_import] != [opset]:
         raise _refusal(f"has opset {[entry.version for entry in model.opset_import]}, {opset} expected")
-    check_borders(model.graph, outputs)
+    check_borders(model.graph, outputs, border)
     operators = Counter(node.op_type for node in model.graph.node)
     found = operators["LayerNormalization"]
     if not layer_norms[0] <= found <= layer_norms[1]:
@@ -85,9 +123,7 @@ def check_structure(
     weights = Counter[str]()
     for tensor in model.graph.initializer:
         weights[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += math.prod(tensor.dims)
-    expected = "float16" if precision == "fp16" else "float"
-    if weights[expected] < 0.99 * (weights["float"] + weights["float16"]):
-        raise _refusal(f"holds weights of types {dict(weights)} where {precision} was asked")
+    check_weights(weights, precision)
     return {
         "opset": opset,
         "nodes": len(model.graph.node),
@@ -96,16 +132,28 @@ def check_structure(
     }
 
 
-def check_borders(graph: onnx.GraphProto, outputs: list[str]) -> None:
-    """Names in order, float32 everywhere, and one symbolic batch shared by the input and all outputs."""
+def check_weights(weights: Counter[str], precision: str) -> None:
+    """Almost all constants of fp32, most of the others (islands stay float32) have the type that was asked for.
+
+    Args:
+        weights: elements by type.
+    """
+    expected = {"fp32": "float", "fp16": "float16"}.get(precision, "int8")
+    if weights[expected] < (0.99 if precision == "fp32" else 0.5) * (weights["float"] + weights["float16"] + weights["int8"]):
+        raise _refusal(f"holds weights of types {dict(weights)} where {precision} was asked")
+
+
+def check_borders(graph: onnx.GraphProto, outputs: list[str], border: str = INPUT) -> None:
+    """Names in order, float32 everywhere (pixels are uint8), and one symbolic batch shared by the input and all outputs."""
     names = ([value.name for value in graph.input], [value.name for value in graph.output])
-    if names != ([INPUT], outputs):
-        raise _refusal(f"has inputs and outputs {names}, {([INPUT], outputs)} expected")
+    if names != ([border], outputs):
+        raise _refusal(f"has inputs and outputs {names}, {([border], outputs)} expected")
     tensors = [value.type.tensor_type for value in [*graph.input, *graph.output]]
     batches = {tensor.shape.dim[0].dim_param if tensor.shape.dim else "" for tensor in tensors}  # "": a plain number
     if len(batches) != 1 or "" in batches:
         raise _refusal(f"has no single symbolic batch (found {sorted(batches)}): the batch was frozen")
-    if {tensor.elem_type for tensor in tensors} != {onnx.TensorProto.FLOAT}:
+    entry = onnx.TensorProto.UINT8 if border == PIXELS else onnx.TensorProto.FLOAT
+    if [tensor.elem_type for tensor in tensors] != [entry, *[onnx.TensorProto.FLOAT] * len(outputs)]:
         raise _refusal("has inputs or outputs that are not float32")
 
 

@@ -1,85 +1,161 @@
 """A TensorRT engine from an EXPORT folder, built on the machine that will run it.
 
-Beside the chain: EXPORT -> ENGINE folder (`engine.plan` + manifest). TensorRT 10, 11 and TensorRT-RTX offer the same few calls;
-they go through one adapter that touches no name any of them removed. The network is always strongly typed: the types in the
-ONNX file decide, so `--precision` belongs to `vega-edge export`. An engine fits one TensorRT version and kind of GPU only.
+Beside the chain: EXPORT -> ENGINE folder (`engine.plan`, the export's golden arrays, and a manifest that is the engine's
+sidecar). TensorRT 10, 11 and TensorRT-RTX offer the same few calls; they go through one adapter that touches no name any of
+them removed. The network is always strongly typed: the types in the ONNX file decide, so `--precision` belongs to `vega-edge
+export`. An engine fits one TensorRT version and kind of GPU only, which `export.runtime` checks before it runs one.
 
     vega-edge build EXPORT --out ENGINE
 """
 
 from __future__ import annotations
 
-import importlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from export.runtime import RuntimeInputError
+from export.runtime.cuda import Gpu, find_gpu
+from export.runtime.encoder import open_encoder
+from export.runtime.engine import import_tensorrt as import_any_tensorrt
+from export.runtime.manifest import ENGINE, INPUT, MODEL, PIXELS, SAFE_NAME
 from export.staging import staged_folder
-from vega_artifact import UserError, read_manifest, verify_files, write_manifest
+from vega_artifact import UserError, atomic_write, file_sha256, read_manifest, verify_files, write_manifest
 
-MODULES = ("tensorrt", "tensorrt_rtx")
-ENGINE = "engine.plan"
-MODEL = "student.onnx"
-INPUT = "images"
+MEMORY = Path("/proc/meminfo")
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine is bound to. `batches` are the profile's smallest, best and largest batch."""
+    """What an engine is bound to.
+
+    Attributes:
+        library, version: the TensorRT that built it and must run it.
+        batches: the profile's smallest, best and largest batch.
+        precision: of the export.
+        gpu, sm: name and compute capability of the GPU; None for TensorRT-RTX without a GPU, whose engines fit any.
+        onnx: SHA-256 of the ONNX file.
+        workspace_mib: limit of the builder's scratch memory; None for TensorRT's own.
+    """
 
     library: str
     version: str
     batches: tuple[int, int, int]
     precision: str
+    gpu: str | None
+    sm: str | None
+    onnx: str
+    workspace_mib: int | None
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build: the workspace limit in MiB, and the file where timings are kept between builds; None for neither."""
+
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
 
 
 def import_tensorrt() -> ModuleType:
     """The first TensorRT that is installed. Raises UserError naming the ways to get one."""
-    for name in MODULES:
-        try:
-            return importlib.import_module(name)
-        except (ImportError, OSError):  # OSError: bindings without their libraries
-            continue
-    raise UserError(
-        f"no TensorRT found (tried {', '.join(MODULES)}): on a Jetson use JetPack's Python, on a workstation "
-        "`pip install tensorrt` from NVIDIA's index or `pip install tensorrt-rtx`; the runtime works without one"
-    )
+    try:
+        return import_any_tensorrt()
+    except RuntimeInputError as error:
+        raise UserError(str(error)) from None
 
 
-def build_engine(export: Path | str, out: Path | str, *, best_batch: int = 1) -> Path:
-    """Build the engine for this machine's GPU (TensorRT-RTX also builds without one) and write it as an artifact.
+def build_engine(
+    export: Path | str,
+    out: Path | str,
+    *,
+    best_batch: int = 1,
+    largest_batch: int | None = None,
+    options: BuildOptions | None = None,
+) -> Path:
+    """Build the engine for this machine's GPU (TensorRT-RTX also builds without one), test it, and write it as an artifact.
 
     Args:
         export: folder of kind "export". out: folder to write; appears all at once.
-        best_batch: the batch the engine is tuned for, at least 1 and at most the export's max_batch.
+        best_batch: the batch the engine is tuned for, at least 1 and at most `largest_batch`.
+        largest_batch: the most frames one call takes, which memory is reserved for; None takes the export's max_batch.
+        options: workspace and timing cache.
 
     Returns:
-        `out` as a path; its manifest is of kind "engine" with parents {"export": fingerprint}.
+        `out` as a path; its manifest is of kind "engine" with parents {"export": fingerprint}, and its `self_test` holds the
+        differences from torch on the golden frames, or the reason why the engine could not run here.
 
     Raises:
-        UserError: no export, no TensorRT, a batch outside the range, or a graph TensorRT refuses (its words are passed on).
+        UserError: no export, no TensorRT, a batch outside the range, too little memory, a graph TensorRT refuses (its words
+            are passed on), or an engine that does not compute what torch computed; then nothing is written.
     """
-    export, out = Path(export), Path(out)
+    export, out, options = Path(export), Path(out), options or BuildOptions()
     manifest = read_manifest(export, "export")
     verify_files(export, manifest)
-    largest = int(manifest["config"]["max_batch"])
-    if not 1 <= best_batch <= largest:
-        raise UserError(f"best_batch {best_batch}: a number from 1 to {largest} expected, the range of {export}")
-    trt = import_tensorrt()
-    batches = (1, best_batch, largest)
-    shape = (3, *(int(side) for side in manifest["preprocess"]["size"]))
-    plan = serialize(trt, (export / MODEL).read_bytes(), shape, batches)
-    config = EngineConfig(trt.__name__, str(trt.__version__), batches, manifest["config"]["precision"])
+    batches = check_batches(export, manifest, best_batch, largest_batch)
+    trt, gpu = import_tensorrt(), find_gpu()
+    check_memory((export / MODEL).stat().st_size, options.workspace_mib)
+    plan = serialize(trt, (export / MODEL).read_bytes(), input_shapes(manifest), batches, options)
+    bound = gpu or Gpu("", "")
+    config = EngineConfig(
+        library=trt.__name__,
+        version=str(trt.__version__),
+        batches=batches,
+        precision=manifest["config"]["precision"],
+        gpu=bound.name or None,
+        sm=bound.sm or None,
+        onnx=file_sha256(export / MODEL),
+        workspace_mib=options.workspace_mib,
+    )
     with staged_folder(out, "engine") as folder:
-        (folder / ENGINE).write_bytes(plan)
-        kept = {key: manifest[key] for key in ("preprocess", "outputs", "grid")}
-        write_manifest(folder, "engine", config, {"export": manifest["fingerprint"]}, [ENGINE], **kept)
+        write_engine(folder, plan, config, export, manifest)
+        result = self_test(folder, out, gpu)
+        write_engine(folder, plan, config, export, manifest, self_test=result)
     return out
 
 
-def serialize(trt: Any, model: bytes, shape: tuple[int, ...], batches: tuple[int, int, int]) -> bytes:
-    """The engine's bytes for an ONNX model with input `images` of (batch, *shape).
+def check_batches(export: Path, manifest: dict[str, Any], best: int, largest: int | None) -> tuple[int, int, int]:
+    """The profile (1, best, largest). Raises UserError for numbers outside the range the export allows."""
+    most = int(manifest["config"]["max_batch"])
+    largest = most if largest is None else largest
+    if not 1 <= largest <= most:
+        raise UserError(f"largest_batch {largest}: a number from 1 to {most} expected, the range of {export}")
+    if not 1 <= best <= largest:
+        raise UserError(f"best_batch {best}: a number from 1 to {largest} expected, the largest batch")
+    return 1, best, largest
+
+
+def input_shapes(manifest: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape without the batch: the pictures, and the memory of a streaming student."""
+    height, width = (int(side) for side in manifest["preprocess"]["size"])
+    pixels = manifest.get("input", {}).get("name") == PIXELS
+    pictures: dict[str, tuple[int, ...]] = {PIXELS: (height, width, 3)} if pixels else {INPUT: (3, height, width)}
+    states = {state["name"]: (int(state["tokens"]), int(state["channels"])) for state in manifest.get("states", [])}
+    return {**pictures, **states}
+
+
+def check_memory(model_bytes: int, workspace_mib: int | None) -> None:
+    """Refuse to start where the build would be killed: it holds several copies of the weights beside the workspace.
+
+    The 1 GiB and the factor 4 are what ahead-of-time builds of ViT-S and of ViT-Ti took, rounded up.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
+        free = int(fields["MemAvailable"].split()[0]) // 1024
+    except (OSError, KeyError, ValueError):  # not Linux: TensorRT itself will say
+        return
+    needed = 1024 + 4 * model_bytes // MIB + (workspace_mib or 0)
+    if free < needed:
+        advice = "close other programs, add swap, or give a smaller --workspace-mib"
+        raise UserError(f"building needs about {needed} MiB of memory, {free} MiB are free; {advice}")
+
+
+def serialize(
+    trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], batches: tuple[int, int, int], options: BuildOptions
+) -> bytes:
+    """The engine's bytes for an ONNX model with these inputs of (batch, *shape).
 
     Every object stays in a variable until the end: a network collected while its parser lives crashes the process.
     """
@@ -95,15 +171,66 @@ def serialize(trt: Any, model: bytes, shape: tuple[int, ...], batches: tuple[int
         raise UserError(f"{trt.__name__} {trt.__version__} refuses the graph ({reasons}); try another --precision at export")
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, *((batch, *shape) for batch in batches))
+    for name, shape in shapes.items():
+        profile.set_shape(name, *((batch, *shape) for batch in batches))
     config.add_optimization_profile(profile)
+    tf32 = getattr(getattr(trt, "BuilderFlag", None), "TF32", None)
+    if tf32 is not None:
+        config.clear_flag(tf32)  # TF32 keeps 10 bits of the mantissa, and fp32 exports promise more
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
+    cache = open_timing_cache(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise UserError(f"{trt.__name__} {trt.__version__} could not build an engine; its own messages above say why")
+    if cache is not None and options.timing_cache is not None:
+        data = bytes(config.get_timing_cache().serialize())
+        atomic_write(options.timing_cache, lambda temporary: temporary.write_bytes(data))
     return bytes(plan)
+
+
+def open_timing_cache(config: Any, path: Path | None) -> Any:
+    """Give the build the timings of earlier ones; those of another GPU or version TensorRT itself sets aside."""
+    if path is None:
+        return None
+    known = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(known)
+    if not config.set_timing_cache(cache, False) and known:
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
 
 
 def strongly_typed_flag(trt: Any) -> int:
     """Bit mask for `create_network`: TensorRT 10 must be told, 11 may have dropped the flag because it knows nothing else."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
+
+
+def write_engine(folder: Path, plan: bytes, config: EngineConfig, export: Path, manifest: dict[str, Any], **extra: Any) -> None:
+    """Fill `folder` with the engine, the golden arrays its self test needs, and the sidecar."""
+    golden = [name for name in manifest["files"] if name.startswith("golden_") and SAFE_NAME.fullmatch(name)]
+    (folder / ENGINE).write_bytes(plan)
+    for name in golden:
+        shutil.copyfile(export / name, folder / name)
+    kept = {key: manifest[key] for key in ("preprocess", "outputs", "grid", "tolerances", "states", "input") if key in manifest}
+    parents = {"export": manifest["fingerprint"]}
+    write_manifest(folder, "engine", config, parents, [ENGINE, *golden], **kept, **extra)
+
+
+def self_test(folder: Path, out: Path, gpu: Gpu | None) -> dict[str, Any]:
+    """Run the engine in `folder`, soon to be `out`, on the golden frames.
+
+    Returns:
+        stream -> {"relative", "peak"} differences under "differences"; or "skipped" with the reason.
+
+    Raises:
+        UserError: the engine does not start, or computes something else than torch did.
+    """
+    if gpu is None:
+        return {"skipped": "no GPU where it was built; run the self test on the device"}
+    try:
+        return {"differences": open_encoder(folder).check()}
+    except RuntimeInputError as error:
+        sentence = str(error).replace(str(folder), str(out))
+        raise UserError(f"{out}: the engine was built but is not kept: {sentence}") from None

@@ -20,13 +20,47 @@ class Export:
     """A folder made by `vega-edge train`."""
     out: Path
     """The export folder to write."""
-    precision: Literal["fp32", "fp16"] = "fp32"
-    """Type of the weights and activations in the graph."""
+    precision: Literal["fp32", "fp16", "int8", "int8_fp16", "all"] = "fp32"
+    """Types in the graph. int8: layers with weights in INT8, all else in float32 (for CPUs); int8_fp16: all else in half (for
+    TensorRT). all: every one in a folder of its own below --out, scored, timed, and one recommended."""
+    cache: Path | None = None
+    """The cache the run was trained on: its frames calibrate and score. Needed by int8, int8_fp16 and all."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths in pixels, such as 128 128 192 256, each a file in a folder of its own. None given: the student's."""
+    heads: tuple[str, ...] = ()
+    """The streams to keep; none given keeps all."""
+    pixels: bool = False
+    """Take uint8 frames (B, H, W, 3) of the student's size and normalise them inside the graph. For pipelines of your own."""
+    check: bool = False
+    """Also let TensorRT-RTX build every file, without a GPU, and check what it fused; skipped, with a reason, without it."""
 
     def run(self) -> None:
-        from export import export_run
+        heads = self.heads or None
+        if self.precision == "all" or self.sizes:
+            from export.variants import export_variants, table
 
-        export_run(self.run_folder, self.out, precision=self.precision)
+            found = export_variants(
+                self.run_folder,
+                self.out,
+                precisions=() if self.precision == "all" else (self.precision,),
+                sizes=self.sizes,
+                heads=heads,
+                pixels=self.pixels,
+                cache=self.cache,
+            )
+            print(table(found))
+            folders = [self.out / row["folder"] for row in found["rows"]]
+        else:
+            from export import export_run
+
+            out = export_run(
+                self.run_folder, self.out, precision=self.precision, heads=heads, pixels=self.pixels, cache=self.cache
+            )
+            folders = [out]
+        for folder in folders if self.check else ():
+            from export.gate import check_export
+
+            print(f"{folder}: gate {check_export(folder)}")
 
 
 @dataclass(frozen=True)
@@ -37,11 +71,21 @@ class Build:
     """A folder made by `vega-edge export`."""
     out: Path
     """The engine folder to write."""
+    best_batch: int = 1
+    """The batch the engine is tuned for."""
+    largest_batch: int | None = None
+    """The most frames in one call; less needs less memory. None: the export's own limit."""
+    workspace_mib: int | None = None
+    """Limit of the builder's scratch memory in MiB; None: TensorRT's own."""
+    timing_cache: Path | None = None
+    """File where timings are kept, so that later builds are faster."""
 
     def run(self) -> None:
         from export import build_engine
+        from export.tensorrt import BuildOptions
 
-        build_engine(self.export, self.out)
+        how = BuildOptions(self.workspace_mib, self.timing_cache)
+        build_engine(self.export, self.out, best_batch=self.best_batch, largest_batch=self.largest_batch, options=how)
 
 
 @dataclass(frozen=True)

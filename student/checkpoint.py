@@ -1,6 +1,6 @@
 """Students on disk: weights as safetensors beside the `manifest.json` of a run.
 
-`distill` writes them, `export` and `bench` read them back with `load_student(RUN)`.
+`distill` writes them, `export` and `bench` read them back with `load_student(RUN)`, or `load_streaming(RUN)`.
 
     python -c "from student import load_student; print(load_student('RUN').config)"
 """
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from student.model import StudentConfig, StudentModel
+from student.streaming import StreamingConfig, StreamingStudent
 from vega_artifact import UserError, atomic_write, canonical, read_manifest, verify_files
 
 WEIGHTS = "student.safetensors"
@@ -41,26 +42,33 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a readable safetensors file ({error}); make the run again") from error
 
 
-def config_to_json(config: StudentConfig) -> dict[str, Any]:
+def config_to_json(config: StudentConfig | StreamingConfig) -> dict[str, Any]:
     return canonical(asdict(config))
 
 
-def config_from_json(record: Mapping[str, Any], where: Path | str) -> StudentConfig:
-    """The StudentConfig a manifest recorded; `where` is named when the record is unusable."""
+def config_from_json(record: Mapping[str, Any], where: Path | str) -> StudentConfig | StreamingConfig:
+    """The config a manifest recorded, of whichever kind; `where` is named when the record is unusable."""
     try:
-        sizes = {key: (int(record[key][0]), int(record[key][1])) for key in ("image_size", "grid")}
-        return StudentConfig(**{**record, **sizes})
+        if "frame" in record:
+            return StreamingConfig(**{**record, "frame": _frame_config(record["frame"])})
+        return _frame_config(record)
     except (TypeError, KeyError, IndexError, ValueError) as error:
         raise UserError(f"{where}: its student record does not describe a student ({error}); make the run again") from error
 
 
-def fill(model: StudentModel, tensors: Mapping[str, Tensor], where: Path | str) -> None:
+def _frame_config(record: Mapping[str, Any]) -> StudentConfig:
+    sizes = {key: (int(record[key][0]), int(record[key][1])) for key in ("image_size", "grid")}
+    return StudentConfig(**{**record, **sizes})
+
+
+def fill(model: StudentModel | StreamingStudent, tensors: Mapping[str, Tensor], where: Path | str) -> None:
     """Load weights strictly; a mismatch is a UserError with the first lines of what differs."""
     try:
         model.load_state_dict(dict(tensors))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: the weights do not fit student {model.config.name!r}: {reason}") from error
+        frame = model.frame if isinstance(model, StreamingStudent) else model
+        raise UserError(f"{where}: the weights do not fit student {frame.config.name!r}: {reason}") from error
 
 
 def load_student(run: Path | str, *, undistilled: bool = False) -> StudentModel:
@@ -71,15 +79,30 @@ def load_student(run: Path | str, *, undistilled: bool = False) -> StudentModel:
         undistilled: take the weights the run began with instead: the control that shows what training added.
 
     Raises:
-        UserError: no finished run, weights missing, altered or not fitting.
+        UserError: no finished run, weights missing, altered or not fitting, or a streaming student.
     """
-    run = Path(run)
+    student = _load(Path(run), undistilled)
+    if not isinstance(student, StudentModel):
+        raise UserError(f"{run}: holds a streaming student, which needs frames in order; load it with student.load_streaming")
+    return student
+
+
+def load_streaming(run: Path | str, *, undistilled: bool = False) -> StreamingStudent:
+    """The streaming student of a finished run; arguments, device and errors as for `load_student`."""
+    student = _load(Path(run), undistilled)
+    if not isinstance(student, StreamingStudent):
+        raise UserError(f"{run}: holds a student of single frames, no streaming one; load it with student.load_student")
+    return student
+
+
+def _load(run: Path, undistilled: bool) -> StudentModel | StreamingStudent:
     manifest = read_manifest(run, "run")
     name = INITIAL_WEIGHTS if undistilled else WEIGHTS
     if name not in manifest["files"] or "student" not in manifest:
         raise UserError(f"{run / 'manifest.json'}: names no {name} or no student; make the run again with `vega-edge train`")
     verify_files(run, {**manifest, "files": {name: manifest["files"][name]}})
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten; the caller's random state stays as it was
-        model = StudentModel(config_from_json(manifest["student"], run / "manifest.json"))
+        config = config_from_json(manifest["student"], run / "manifest.json")
+        model = StreamingStudent(config) if isinstance(config, StreamingConfig) else StudentModel(config)
     fill(model, read_weights(run / name), run / name)
     return model.eval()

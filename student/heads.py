@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from vega_artifact import UserError, unknown_name
 
+NARROWEST = 64  # hidden channels of a head whose stream has but a few (the gate has one)
+
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {}
 DENORMALIZERS = ("diagonal", "full")
 
@@ -36,7 +38,7 @@ def mlp_head(in_channels: int, out_channels: int) -> nn.Module:
     Hidden as wide as the input, but never a bottleneck for the output and at most twice as wide (a convolutional pyramid
     brings 1,056 channels).
     """
-    hidden = max(out_channels, min(in_channels, 2 * out_channels))
+    hidden = max(out_channels, min(in_channels, max(2 * out_channels, NARROWEST)))
     layers = [nn.LayerNorm(in_channels), nn.Linear(in_channels, hidden), nn.GELU(), nn.Linear(hidden, out_channels)]
     return nn.Sequential(*layers)
 

@@ -100,10 +100,17 @@ class StudentModel(nn.Module):
         self.heads = nn.ModuleDict({stream: create_head(config.head, width, size) for stream, size in config.heads.items()})
         self.denormalizers = nn.ModuleDict({s: Denormalizer(size, config.denormalize) for s, size in config.heads.items()})
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """What all heads read: (B, N, D), the backbone's map on the teacher's grid, row by row."""
+        return self.resample(self.backbone(images))
+
+    def predict(self, tokens: Tensor) -> dict[str, Tensor]:
+        """The heads alone: (..., N, D) -> {stream: (..., N, C)} in the units of the target normaliser."""
+        return {stream: head(tokens) for stream, head in self.heads.items()}
+
     def normalised(self, images: Tensor) -> dict[str, Tensor]:
         """What training compares: {stream: (B, N, C)} in the units of the target normaliser."""
-        tokens = self.resample(self.backbone(images))
-        return {stream: head(tokens) for stream, head in self.heads.items()}
+        return self.predict(self.tokens(images))
 
     def denormalise(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """From the units of the normaliser back into the teacher's feature space."""
@@ -144,7 +151,7 @@ def create_student(
         heads: stream -> channels of the teacher; default fused, generative and semantic of 128 each.
         image_size: (H, W) pixels of the student's input.
         grid: (gh, gw) of the teacher's tokens; N = gh * gw.
-        pretrained: weight file for the backbone; None starts from scratch. Nothing is fetched.
+        pretrained: weight file for the backbone, or `hub` (`student.pretrained`); None starts from scratch and fetches nothing.
         head: "mlp" or "linear".
         denormalize: "diagonal" (per channel) or "full" (a rotation as well, for PHI-S).
 

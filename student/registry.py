@@ -1,13 +1,15 @@
 """Which backbones a student may have: presets over timm, and every timm model as `timm:NAME`.
 
 Each becomes a module that turns images (B, 3, H, W) into one feature map (B, D, h, w); `student.model` resamples that
-map to the teacher's grid. Nothing is ever fetched from the network: pretrained weights come from a file.
+map to the teacher's grid. What each costs: `student.costs`; what it may start from: `student.pretrained`.
 
+    vega-edge list students --size 224 224
     python -c "from student import list_students; print(list_students(), list_students('timm:vit_tiny*'))"
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 from collections.abc import Mapping
@@ -17,9 +19,10 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import is_model_in_modules, load_state_dict
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
+from student.pretrained import check_arrival, first_line, read_pretrained
 from vega_artifact import UserError, unknown_name
 
 TIMM_PREFIX = "timm:"
@@ -27,7 +30,7 @@ TIMM_PREFIX = "timm:"
 FLAT_TRANSFORMERS = ["vision_transformer", "deit", "eva"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Preset:
     """A backbone by name: the timm model, what to change in it, and what it is good for."""
 
@@ -36,17 +39,24 @@ class Preset:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+MICRO = {"embed_dim": 192, "depth": 6, "num_heads": 3, "class_token": False, "global_pool": ""}
+
+# Numbers are in `student.costs`, which measures them.
 PRESETS: dict[str, Preset] = {
-    "vit_micro": Preset(
-        timm_name="vit_tiny_patch16_224",
-        summary="ViT patch 16, dim 192, depth 6, no class token; 2.8 M parameters, trains on a CPU",
-        options={"embed_dim": 192, "depth": 6, "num_heads": 3, "class_token": False, "global_pool": ""},
-    ),
-    "vit_tiny": Preset(timm_name="vit_tiny_patch16_224", summary="ViT-Ti patch 16, 5.5 M"),
-    "vit_small": Preset(timm_name="vit_small_patch16_224", summary="ViT-S patch 16, 22 M"),
-    "deit_tiny": Preset(timm_name="deit_tiny_patch16_224", summary="DeiT-Ti patch 16, 5.5 M (ImageNet mean and std)"),
-    "mobilenetv4_conv_small": Preset(timm_name="mobilenetv4_conv_small", summary="MobileNetV4 small, convolutions only"),
-    "repvit_m1": Preset(timm_name="repvit_m1", summary="RepViT M1, re-parameterisable convolutions"),
+    "vit_micro": Preset("vit_tiny_patch16_224", "ViT-Ti cut to 6 blocks, no class token: trains on a CPU", MICRO),
+    "vit_tiny": Preset("vit_tiny_patch16_224", "ViT-Ti patch 16"),
+    "vit_small": Preset("vit_small_patch16_224", "ViT-S patch 16"),
+    "deit_tiny": Preset("deit_tiny_patch16_224", "DeiT-Ti: ViT-Ti with ImageNet's mean and deviation"),
+    "deit_small": Preset("deit_small_patch16_224", "DeiT-S: ViT-S with ImageNet's mean and deviation"),
+    "vit_tiny_dinov3": Preset("vit_tiny_patch16_dinov3_qkvb", "DINOv3's ViT (rotary positions, registers) in size Ti"),
+    "vit_small_dinov3": Preset("vit_small_patch16_dinov3", "DINOv3 ViT-S (rotary positions, registers)"),
+    "tiny_vit_5m": Preset("tiny_vit_5m_224", "TinyViT 5M: convolutions, then attention in windows"),
+    "tiny_vit_11m": Preset("tiny_vit_11m_224", "TinyViT 11M: convolutions, then attention in windows"),
+    "efficientvit_b1": Preset("efficientvit_b1", "EfficientViT B1: convolutions and linear attention"),
+    "fastvit_t8": Preset("fastvit_t8", "FastViT T8: branches that the export fuses; no attention in this size"),
+    "repvit_m1": Preset("repvit_m1", "RepViT M1: branches that the export fuses"),
+    "mobilenetv4_conv_small": Preset("mobilenetv4_conv_small", "MobileNetV4 small, convolutions only"),
+    "mobilenetv4_conv_medium": Preset("mobilenetv4_conv_medium", "MobileNetV4 medium, convolutions only"),
 }
 
 
@@ -109,7 +119,7 @@ def resolve(name: str) -> Preset:
         if not timm.is_model(timm_name):
             close = difflib.get_close_matches(timm_name, timm.list_models(), n=6, cutoff=0.4)
             raise unknown_name("timm model", timm_name, close or PRESETS)
-        return Preset(timm_name=timm_name, summary="any timm model")
+        return Preset(timm_name, "any timm model")
     if name not in PRESETS:
         raise unknown_name("student", name, [*PRESETS, TIMM_PREFIX + "NAME"])
     return PRESETS[name]
@@ -122,7 +132,8 @@ def create_backbone(
 
     Args:
         image_size: (H, W) pixels; a ViT needs multiples of its patch.
-        pretrained: safetensors or torch state dict for this very timm model; position embeddings are resampled.
+        pretrained: a weight file for this very timm model, or `hub` (see `student.pretrained`); position embeddings are
+            resampled.
 
     Raises:
         UserError: unknown name, a size the model cannot take, or weights that do not fit it.
@@ -131,33 +142,40 @@ def create_backbone(
     flat = is_model_in_modules(preset.timm_name, FLAT_TRANSFORMERS)
     options = dict(preset.options)
     options |= {"img_size": image_size, "num_classes": 0} if flat else {"features_only": True, "out_indices": (-2, -1)}
-    if pretrained is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _read_weights(name, pretrained)}}
+    state = None if pretrained is None else read_pretrained(name, preset.timm_name, pretrained)
+    if state is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}  # timm takes tensors out of it
     try:
         model: Any = timm.create_model(preset.timm_name, **options)
     except Exception as error:  # timm raises assertion, runtime, key and type errors alike, all about the given arguments
         source = f" with the weights of {pretrained}" if pretrained is not None else ""
         size = f"{image_size[0]}x{image_size[1]}"
-        raise UserError(f"student {name!r} cannot be built at {size} pixels{source}: {_first_line(error)}") from error
+        raise UserError(f"student {name!r} cannot be built at {size} pixels{source}: {first_line(error)}") from error
+    if state is not None:
+        check_arrival(name, str(pretrained), model, state)
     _check_size(name, image_size, tuple(model.patch_embed.patch_size) if flat else (32, 32))
     backbone = TokenBackbone(model) if flat else PyramidBackbone(model, image_size)
+    if name.startswith(TIMM_PREFIX):
+        _check_passage(name, backbone, image_size)
     return backbone, dict(model.pretrained_cfg)
 
 
-def _read_weights(name: str, path: Path | str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such weight file for student {name!r}; give a safetensors or torch state dict")
+def _check_passage(name: str, backbone: Backbone, image_size: tuple[int, int]) -> None:
+    """Send one image without values through a copy: nets with windows of a fixed size say only then that it does not fit."""
+    trial = copy.deepcopy(backbone).to("meta").eval()
     try:
-        return load_state_dict(str(path), weights_only=True)  # never unpickles
-    except Exception as error:
-        raise UserError(f"{path}: no readable state dict of tensors ({_first_line(error)})") from error
+        with torch.no_grad():
+            found = tuple(trial(torch.empty(1, 3, *image_size, device="meta")).shape[1:])
+    except Exception as error:  # whatever the network asserts
+        size = f"{image_size[0]}x{image_size[1]}"
+        raise UserError(
+            f"student {name!r} does not take images of {size} pixels ({first_line(error)}); choose others"
+        ) from error
+    if found != (backbone.channels, *backbone.map_size):
+        raise UserError(f"student {name!r}: its last two levels are no map this student can use ({found}); choose another one")
 
 
 def _check_size(name: str, image_size: tuple[int, int], step: tuple[int, int]) -> None:
     if any(size <= 0 or size % multiple for size, multiple in zip(image_size, step)):
         needed = f"multiples of {step[0]}x{step[1]}"
         raise UserError(f"student {name!r}: image size {image_size[0]}x{image_size[1]} does not fit, it takes {needed}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,17 +10,21 @@ Place in the chain: `teacher.extract` writes it through `CacheWriter` (`teacher.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
+from teacher.claims import claim
 from teacher.shard import REMAKE, Shard
 from teacher.storage import Storage, open_storage
 from teacher.writer import CacheWriter, differences, listed
-from vega_artifact import UserError, file_sha256, read_manifest, unknown_name
+from vega_artifact import UserError, atomic_write, file_sha256, read_manifest, unknown_name
 
+DERIVED = "derived"  # folder beside the shards; no part of the artifact, may be deleted at any time
 __all__ = ["CacheWriter", "FeatureCache", "differences", "listed"]
 
 
@@ -94,6 +98,27 @@ class FeatureCache:
             raise UserError(f"{self.path}: stream {stream!r} is stored as {self.storage.name}; read it with `read` or `frame`")
         return views[""]
 
+    def derived(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays that follow from this cache: read when an earlier call kept them, else made and kept in `derived/`.
+
+        Processes that ask at once let one of them compute. In a folder that cannot be written to nothing is kept.
+
+        Args:
+            name: file name that says what they are and everything they depend on besides the cache's content.
+        """
+        path = self.path / DERIVED / f"{name}-{self.fingerprint}.safetensors"
+        if (found := _kept(path)) is not None:
+            return found
+        if not os.access(path.parent if path.parent.exists() else self.path, os.W_OK):
+            return dict(make())
+        path.parent.mkdir(exist_ok=True)
+        with claim(path.with_name(f".{path.name}.lock"), wait=True):
+            if (found := _kept(path)) is not None:  # another process may have come first
+                return found
+            found = {key: np.ascontiguousarray(value) for key, value in make().items()}
+            atomic_write(path, lambda temporary: temporary.write_bytes(save(found)))
+        return found
+
     def verify(self) -> None:
         """Re-hash every file; raises UserError naming the first one that differs from the manifest."""
         for name in self.manifest["files"]:
@@ -133,3 +158,14 @@ class FeatureCache:
             )
         if (found := path.stat().st_size) != expected:
             raise UserError(f"{path}: truncated or altered, {found} bytes instead of {expected}; {REMAKE}")
+
+
+def _kept(path: Path) -> dict[str, np.ndarray] | None:
+    """What `derived` kept there, or None: nothing yet, or a file that was cut and is made again."""
+    if not path.exists():
+        return None
+    try:
+        shard = Shard(path)
+    except UserError:
+        return None
+    return {name: shard.view(name).copy() for name in shard.names}

@@ -6,7 +6,7 @@ Last link of the chain: EXPORT folder + frames -> token features. Copied as it i
     python -m export.runtime EXPORT image.png --out features.npz
 """
 
-from .encoder import Encoder
+from .encoder import Encoder, StreamingEncoder
 from .manifest import RuntimeInputError
 
-__all__ = ["Encoder", "RuntimeInputError"]
+__all__ = ["Encoder", "RuntimeInputError", "StreamingEncoder"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .encoder import Encoder
+from .encoder import Encoder, open_encoder
 from .manifest import RuntimeInputError
 
 
@@ -44,9 +44,12 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def encode(encoder: Encoder, paths: list[Path]) -> dict[str, np.ndarray]:
-    """Encode images of any size in batches of the model's size; returns the arrays of the .npz."""
+    """Encode images of any size in batches of the model's size; returns the arrays of the .npz.
+
+    To a streaming student the images are the frames of one camera, in the given order.
+    """
     pieces = []
-    step = encoder.description.max_batch
+    step = 1 if encoder.streaming else encoder.description.max_batch
     for start in range(0, len(paths), step):
         prepared = []
         for path in paths[start : start + step]:
@@ -91,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     if bool(options.images) != bool(options.out):
         parser.error("images and --out FILE.npz belong together")
     try:
-        encoder = Encoder(options.export, options.backend, options.threads)
+        encoder = open_encoder(options.export, options.backend, options.threads)
         if options.check:
             for name, difference in encoder.check().items():
                 print(f"{name}: relative difference {difference['relative']:.1e}, ok ({encoder.backend})")

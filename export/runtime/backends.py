@@ -1,35 +1,56 @@
-"""The engines that can run the exported graph: onnxruntime on the CPU or on a CUDA device.
+"""The engines that can run the exported graph: onnxruntime with TensorRT, with CUDA or on the CPU.
 
 Third step of `export.runtime`. onnxruntime falls back to the CPU in silence when a provider cannot start, so a backend exists
-only if the session says it really runs there.
+only if the session says it really runs there. Engines built beforehand are run by `export.runtime.engine`.
 
     python -m export.runtime EXPORT --check --backend onnxruntime
 """
 
 from __future__ import annotations
 
-import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .manifest import RuntimeInputError
+from .cuda import DRIVER, load_library
+from .manifest import MODEL, Description, RuntimeInputError
 
-INPUT = "images"
+TENSORRT_LIBRARY = "libnvinfer.so.10"  # what the TensorRT provider of onnxruntime's wheels links
 PROVIDERS: dict[str, list[Any]] = {
     "onnxruntime": ["CPUExecutionProvider"],
     # TF32 keeps 10 bits of the mantissa; the self test's fp32 limits are tighter than that.
     "onnxruntime-cuda": [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
+    "onnxruntime-tensorrt": [("TensorrtExecutionProvider", {}), "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
 
 
 def has_cuda_driver() -> bool:
     """Whether an NVIDIA driver is installed; the CUDA provider being listed says nothing."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    return load_library(DRIVER) is not None
+
+
+def tensorrt_options(description: Description) -> dict[str, str]:
+    """Options of the TensorRT provider: types as in the graph, one profile over all batches, engines kept between starts.
+
+    Without the profile every new batch would build another engine, which takes minutes on a Jetson.
+    """
+
+    def profile(batch: int) -> str:
+        sides = {name: "x".join(str(side) for side in (batch, *shape)) for name, shape in description.inputs.items()}
+        return ",".join(f"{name}:{shape}" for name, shape in sides.items())
+
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vega-edge" / description.hashes[MODEL][:16]
+    options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept), "trt_timing_cache_enable": "1"}
+    options |= {"trt_profile_min_shapes": profile(1), "trt_profile_opt_shapes": profile(1)}
+    options["trt_profile_max_shapes"] = profile(description.max_batch)
+    if description.precision != "fp32":
+        options["trt_fp16_enable"] = "1"
+    if description.precision == "int8":
+        options["trt_int8_enable"] = "1"
+    return options
 
 
 class OnnxRuntimeBackend:
@@ -37,26 +58,29 @@ class OnnxRuntimeBackend:
 
     Args:
         model: the bytes of the ONNX file.
-        name: "onnxruntime" or "onnxruntime-cuda".
+        name: "onnxruntime", "onnxruntime-cuda" or "onnxruntime-tensorrt".
         threads: CPU threads inside one operator; None lets onnxruntime choose.
+        options: further options of the provider the name stands for.
 
     Raises:
         RuntimeInputError: onnxruntime is not installed, refuses the model, or does not run on the wanted provider.
     """
 
-    def __init__(self, model: bytes, name: str, threads: int | None = None) -> None:
+    def __init__(self, model: bytes, name: str, threads: int | None = None, options: Mapping[str, str] | None = None) -> None:
         try:
             import onnxruntime
         except ImportError:
             raise RuntimeInputError("onnxruntime is not installed; pip install onnxruntime (or onnxruntime-gpu)") from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; a provider that cannot start is reported below in our own words
-        options.inter_op_num_threads = 1
+        session = onnxruntime.SessionOptions()
+        session.log_severity_level = 3  # errors; a provider that cannot start is reported below in our own words
+        session.inter_op_num_threads = 1
         if threads is not None:
-            options.intra_op_num_threads = threads
-        wanted = PROVIDERS[name]
+            session.intra_op_num_threads = threads
+        wanted = list(PROVIDERS[name])
+        if options:
+            wanted[0] = (wanted[0][0], {**wanted[0][1], **options})
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=wanted)
+            self._session = onnxruntime.InferenceSession(model, session, providers=wanted)
         except Exception as error:  # onnxruntime's errors share no base class
             reason = str(error).splitlines()[0]
             raise RuntimeInputError(f"{name} refuses the model ({reason}); export the run again") from None
@@ -69,24 +93,40 @@ class OnnxRuntimeBackend:
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """float32 (B, 3, H, W) -> one float32 (B, N, C) per output, in the order of `outputs`."""
-        return self._session.run(None, {INPUT: images})
+    def __call__(self, images: np.ndarray, state: Mapping[str, np.ndarray] | None = None) -> list[np.ndarray]:
+        """The model's pictures, and a streaming model's memory by name -> one float32 array per output, as in `outputs`."""
+        return self._session.run(None, {self.inputs[0]: images, **(state or {})})
 
 
-def open_backend(model: bytes, name: str = "auto", threads: int | None = None) -> OnnxRuntimeBackend:
-    """Open the named backend; "auto" takes CUDA where it truly starts and the CPU otherwise.
+def candidates(precision: str) -> list[str]:
+    """What "auto" tries, best first: TensorRT, CUDA, CPU; without a driver only the last.
+
+    Not TensorRT for fp32: onnxruntime lets it round to TF32 and offers no switch, so the self test would fail.
+    """
+    if not has_cuda_driver():
+        return ["onnxruntime"]
+    tensorrt = precision != "fp32" and load_library(TENSORRT_LIBRARY) is not None
+    return [*(["onnxruntime-tensorrt"] if tensorrt else []), "onnxruntime-cuda", "onnxruntime"]
+
+
+def open_backend(description: Description, name: str = "auto", threads: int | None = None) -> OnnxRuntimeBackend:
+    """Open an export's model in the named backend; "auto" takes the best that truly starts.
 
     Raises:
-        RuntimeInputError: unknown name, or the named backend cannot run here.
+        RuntimeInputError: unknown name, altered model, or the named backend cannot run here.
     """
-    if name == "auto":
-        if has_cuda_driver():
-            try:
-                return OnnxRuntimeBackend(model, "onnxruntime-cuda", threads)
-            except RuntimeInputError:  # a driver without onnxruntime-gpu or without its CUDA libraries: the CPU serves
-                pass
-        return OnnxRuntimeBackend(model, "onnxruntime", threads)
-    if name not in PROVIDERS:
+    if name != "auto" and name not in PROVIDERS:
         raise RuntimeInputError(f"unknown backend {name!r}; known: auto, {', '.join(PROVIDERS)}")
-    return OnnxRuntimeBackend(model, name, threads)
+    model = description.read(MODEL)
+    *hopeful, last = candidates(description.precision) if name == "auto" else [name]
+    for candidate in hopeful:
+        try:
+            return _open(model, candidate, threads, description)
+        except RuntimeInputError:  # a driver without onnxruntime-gpu or without its libraries: the next one serves
+            continue
+    return _open(model, last, threads, description)
+
+
+def _open(model: bytes, name: str, threads: int | None, description: Description) -> OnnxRuntimeBackend:
+    options = tensorrt_options(description) if name == "onnxruntime-tensorrt" else None
+    return OnnxRuntimeBackend(model, name, threads, options)

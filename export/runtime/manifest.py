@@ -1,4 +1,4 @@
-"""What an EXPORT folder says about itself: read, checked and turned into a small description.
+"""What an EXPORT or ENGINE folder says about itself: read, checked and turned into a small description.
 
 First step of `export.runtime`. It repeats a few lines of the artifact format on purpose: this package travels alone.
 
@@ -10,12 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+KINDS = ("export", "engine")
 MODEL = "student.onnx"
+ENGINE = "engine.plan"
+INPUT = "images"  # normalised float32 (B, 3, H, W)
+PIXELS = "frames"  # instead of it, when the graph normalises by itself: uint8 (B, H, W, 3)
+REBUILD = "`vega-edge build EXPORT --out ENGINE` (in a bundle: `python3 -m export.device build`)"
 GOLDEN_FRAMES = "golden_frames.npy"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -26,7 +31,7 @@ class RuntimeInputError(Exception):
 
 @dataclass(frozen=True)
 class Description:
-    """The part of an export's manifest the runtime needs.
+    """The part of the manifest of an export, or of an engine built from one, that the runtime needs.
 
     Attributes:
         size: (height, width) in pixels the model was exported for.
@@ -36,6 +41,9 @@ class Description:
         max_batch: the largest batch one call of the model takes; longer inputs are cut into such pieces.
         tolerances: the self test's limits, "relative" (norm of the difference over norm) and "peak" (largest over largest).
         hashes: file name -> SHA-256.
+        states: of a streaming student, memory tensor -> (tokens N, channels), in the order of the model's inputs.
+        pixels: the model takes uint8 frames of `size` and normalises them itself.
+        engine: of an engine, what it is bound to: library, version, gpu and sm (None where it fits any), onnx (SHA-256).
     """
 
     folder: Path
@@ -49,6 +57,15 @@ class Description:
     max_batch: int
     tolerances: dict[str, float]
     hashes: dict[str, str]
+    states: dict[str, tuple[int, int]]
+    pixels: bool = False
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape without the batch of the model's inputs: the pictures first, then a streaming student's memory."""
+        pictures = {PIXELS: (*self.size, 3)} if self.pixels else {INPUT: (3, *self.size)}
+        return {**pictures, **self.states}
 
     def read(self, name: str) -> bytes:
         """The bytes of one of the export's files, after checking that they are the bytes that were exported.
@@ -62,9 +79,10 @@ class Description:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise RuntimeInputError(f"{path}: cannot be read ({error.strerror}); copy the whole export folder again") from None
+            raise RuntimeInputError(f"{path}: cannot be read ({error.strerror}); copy the whole folder again") from None
         if hashlib.sha256(data).hexdigest() != self.hashes[name]:
-            raise RuntimeInputError(f"{path}: not the file that was exported (truncated or altered); copy the export again")
+            again = f"build it again: {REBUILD}" if self.engine else "copy the export again"
+            raise RuntimeInputError(f"{path}: not the file that was exported (truncated or altered); {again}")
         return data
 
 
@@ -82,14 +100,23 @@ def read_description(folder: Path | str) -> Description:
         raise RuntimeInputError(f"{path}: missing, so {folder} is no export; {advice}") from None
     except ValueError as error:
         raise RuntimeInputError(f"{path}: not valid JSON ({error}); copy the export again") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") != "export":
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or manifest.get("kind") not in KINDS:
         kind = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
-        advice = "give the folder `vega-edge export` wrote"
+        advice = "give the folder `vega-edge export` or `vega-edge build` wrote"
         raise RuntimeInputError(f"{path}: an export of schema {SCHEMA} expected, found {kind!r}; {advice}")
+    if manifest["kind"] == "engine" and _identity(manifest) != manifest.get("fingerprint"):  # it says where the engine may run
+        raise RuntimeInputError(f"{path}: altered since the engine was built; build it again: {REBUILD}")
     try:
         return _describe(Path(folder), manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RuntimeInputError(f"{path}: field missing or odd ({error}); export the run again") from None
+
+
+def _identity(manifest: dict[str, Any]) -> str:
+    """The fingerprint an artifact with these contents has: 16 digits of the SHA-256 of its canonical JSON."""
+    identity = {key: manifest.get(key) for key in ("kind", "config", "parents", "files")}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _describe(folder: Path, manifest: dict[str, Any]) -> Description:
@@ -100,19 +127,24 @@ def _describe(folder: Path, manifest: dict[str, Any]) -> Description:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError("preprocess needs three means and three positive deviations")
     streams = {output["name"]: (int(output["tokens"]), int(output["channels"])) for output in manifest["outputs"]}
+    config = manifest["config"]
+    engine = {key: config[key] for key in ("library", "version", "gpu", "sm", "onnx")} if manifest["kind"] == "engine" else {}
     for name in streams:  # names become file names
         if not SAFE_NAME.fullmatch(name):
             raise ValueError(f"output name {name!r}")
     return Description(
         folder=folder,
         fingerprint=str(manifest["fingerprint"]),
-        precision=str(manifest["config"]["precision"]),
+        precision=str(config["precision"]),
         size=(int(height), int(width)),
         mean=mean,
         std=std,
         streams=streams,
         grid=(int(rows), int(columns)),
-        max_batch=int(manifest["config"]["max_batch"]),
+        max_batch=int(config["batches"][-1] if engine else config["max_batch"]),
         tolerances={key: float(manifest["tolerances"][key]) for key in ("relative", "peak")},
         hashes={name: record["sha256"] for name, record in manifest["files"].items()},
+        states={state["name"]: (int(state["tokens"]), int(state["channels"])) for state in manifest.get("states", [])},
+        pixels=manifest.get("input", {}).get("name", INPUT) == PIXELS,
+        engine=engine,
     )

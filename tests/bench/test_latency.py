@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.latency import Case, device_name, main, measure, time_cases
+from bench.latency import main, measure, table
+from bench.scenarios import Rules, play
 from bench.schema import ROWS, check_rows
+from bench.sensors import Reading
+from bench.timing import Case, time_cases, warm_up_all
 from export import export_run
 from student import create_student
 from student.checkpoint import WEIGHTS, config_to_json, save_weights
@@ -50,7 +53,7 @@ class FakeMachine:
     def clock(self) -> int:
         return self.now
 
-    def case(self, name: str, durations_ms: list[float], pre_ms: float = 1.0, post_ms: float = 0.5) -> Case:
+    def case(self, name: str, durations_ms: list[float], pre_ms: float = 1.0, post_ms: float = 0.5, batch: int = 2) -> Case:
         infer = itertools.cycle(durations_ms)
 
         def spend(milliseconds: float, value: object) -> object:
@@ -62,7 +65,7 @@ class FakeMachine:
             return spend(next(infer), value)
 
         steps = (lambda value: spend(pre_ms, value), work, lambda value: spend(post_ms, value))
-        return Case("student", name, "fp32", np.zeros((2, 8, 8, 3), np.uint8), steps)
+        return Case("student", name, "fp32", np.zeros((batch, 8, 8, 3), np.uint8), steps, (8, 8))
 
 
 class TestArithmetic:
@@ -70,7 +73,7 @@ class TestArithmetic:
         machine = FakeMachine()
         case = machine.case("torch", [float(value) for value in range(1, 102)])
         case.samples = [case.run(machine.clock) for _ in range(101)]
-        row = case.row((8, 8))
+        row = case.row()
         assert row["p50_ms"] == pytest.approx(51 + 1.5) and row["p90_ms"] == pytest.approx(91 + 1.5)
         assert row["p99_ms"] == pytest.approx(100 + 1.5) and row["n"] == 101 and row["batch"] == 2
         stages = case.stages()
@@ -99,10 +102,76 @@ class TestArithmetic:
         assert timed == "abcbcacababc"
         assert all(len(case.samples) == 4 for case in cases)
 
+    def test_copies_apart_add_up_to_infer(self) -> None:
+        machine = FakeMachine()
+        case = machine.case("cuda", [4.0])
+        pre, infer, post = case.steps
+        case.steps = (pre, pre, infer, pre, post)  # h2d 1 ms, compute 4 ms, d2h 1 ms
+        case.samples = [case.run(machine.clock) for _ in range(3)]
+        stages = case.stages()
+        assert [stages[name]["p50_ms"] for name in ("h2d", "compute", "d2h", "infer")] == [1, 4, 1, 6]
+        assert case.row()["p50_ms"] == 1 + 6 + 0.5
+        assert case.record()["compute_ms"] == [4, 4, 4]
+
+    def test_memory_is_what_the_warm_up_added(self) -> None:
+        machine = FakeMachine()
+        cases = [machine.case("a", [5.0]), machine.case("b", [5.0])]
+        levels = iter([100.0, 130.5, 130.5, None])
+        warm_up_all(cases, machine.clock, lambda: next(levels))
+        assert [case.memory_mib for case in cases] == [30.5, None]
+
+
+class FakeSource:
+    """A GPU that draws 10 W while the fake machine works, by a counter of joules."""
+
+    name = "fake"
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+        self.closed = False
+
+    def settings(self) -> dict:
+        return {"gpu": "Fake GPU"}
+
+    def read(self) -> Reading:
+        return Reading(power_w=10.0, energy_j=10.0 * self.machine.now / 1e9 + 5, throttle=("power cap",))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class TestScenarios:
+    def test_single_stream_ends_when_both_minima_are_reached(self) -> None:
+        machine = FakeMachine()
+        case = machine.case("torch", [8.5], batch=1)  # 10 ms a call
+        by_time = play([case], Rules(("single_stream",), seconds=1.0, queries=5), machine.clock)[0]
+        assert by_time["queries"] == 100 and by_time["seconds"] == pytest.approx(1.0)
+        by_count = play([case], Rules(("single_stream",), seconds=0.0, queries=5), machine.clock)[0]
+        assert by_count["queries"] == 5 and len(by_count["samples_ms"]) == 5
+        assert by_count["metric"] == "p90_ms" and by_count["value"] == pytest.approx(10.0)
+
+    def test_offline_takes_the_largest_batch_of_each_backend(self) -> None:
+        machine = FakeMachine()
+        cases = [machine.case(name, [98.5], batch=batch) for batch in (1, 4) for name in ("a", "b")]
+        rows = play(cases, Rules(("offline",), seconds=0.0, queries=2), machine.clock)
+        assert [(row["backend"], row["batch"]) for row in rows] == [("a", 4), ("b", 4)]
+        assert all(row["metric"] == "samples_per_s" and row["value"] == pytest.approx(40.0) for row in rows)
+
+    def test_energy_belongs_to_the_scenario(self) -> None:
+        machine = FakeMachine()
+        case = machine.case("gpu", [98.5], batch=4)  # 0.1 s and so 1 J a call
+        row = play([case], Rules(("offline",), 0.0, 10), machine.clock, FakeSource(machine))[0]
+        assert row["joule_per_frame"] == pytest.approx(0.25) and row["throttled"] == "power cap"
+
+    def test_single_stream_needs_single_frames(self) -> None:
+        machine = FakeMachine()
+        with pytest.raises(UserError, match="add 1 to the batches"):
+            play([machine.case("a", [1.0])], Rules(("single_stream",)), machine.clock)
+
 
 @pytest.fixture(scope="module")
 def result(run: Path, exported: Path) -> dict:
-    return measure(exported, run, batches=(1, 2), repeats=6)
+    return measure(exported, run, batches=(1, 2), repeats=6, rules=Rules(("single_stream", "offline"), 0.0, 3))
 
 
 class TestMeasurement:
@@ -124,7 +193,22 @@ class TestMeasurement:
     def test_machine_is_named(self, result: dict, exported: Path) -> None:
         machine = result["machine"]
         assert machine["device"] and machine["cores"] >= 1 and machine["threads"] == 1
-        assert machine["export"] == read_manifest(exported, "export")["fingerprint"]
+        assert read_manifest(exported, "export")["fingerprint"] in machine["artifacts"]
+
+    def test_scenarios_and_memory_are_there(self, result: dict) -> None:
+        played = [(row["scenario"], row["backend"], row["batch"], row["queries"]) for row in result["scenarios"]]
+        backends = ("torch", "onnxruntime")
+        assert played == [
+            (name, backend, batch, 3) for name, batch in (("single_stream", 1), ("offline", 2)) for backend in backends
+        ]
+        assert result["memory"]["peak_mib"] > 1
+        assert "offline student/torch/fp32/b2" in table(result) and "frames/s" in table(result)
+
+    def test_a_source_is_told_of_and_closed(self, exported: Path) -> None:
+        source = FakeSource(FakeMachine())
+        found = measure(exported, batches=(1,), repeats=1, sensors=lambda: source)
+        assert source.closed and found["machine"]["gpu"] == "Fake GPU" and found["conditions"]["source"] == "fake"
+        assert "held back while it was measured: power cap" in table(found)
 
     def test_torchs_threads_are_put_back(self, run: Path, exported: Path) -> None:
         before = torch.get_num_threads()
@@ -151,10 +235,19 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"parents\.run is"):
             measure(exported, make_run(tmp_path / "other", 1))
 
-    @pytest.mark.parametrize("options", [{"repeats": 0}, {"batches": ()}, {"batches": (0,)}, {"threads": 0}])
+    @pytest.mark.parametrize("options", [{"repeats": 0}, {"batches": ()}, {"batches": (0,)}, {"threads": 0}, {"artifacts": ()}])
     def test_numbers_below_one(self, exported: Path, options: dict) -> None:
         with pytest.raises(UserError, match="at least 1"):
-            measure(exported, **options)
+            measure(**{"artifacts": exported, **options})
+
+    @pytest.mark.parametrize("options", [["--min-count", "0"], ["--min-seconds", "nan"]])
+    def test_scenarios_of_nothing(self, exported: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([str(exported), "--scenarios", "offline", *options]) == 2
+        assert "at least 0 s and 1 call are needed" in capsys.readouterr().err
+
+    def test_unknown_scenario_is_named_with_the_known_ones(self) -> None:
+        with pytest.raises(UserError, match=r"unknown scenario 'multi_stream'.*offline, single_stream"):
+            Rules(("multi_stream",))
 
     def test_no_export(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([str(tmp_path)]) == 2
@@ -165,11 +258,3 @@ class TestBadInput:
         (copy / "student.onnx").write_bytes(b"x")
         with pytest.raises(UserError, match="not the file that was exported"):
             measure(copy)
-
-
-def test_device_name_prefers_the_board(tmp_path: Path) -> None:
-    (tmp_path / "model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
-    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU @ 2 GHz\n")
-    assert device_name(tmp_path / "model", tmp_path / "cpuinfo") == "NVIDIA Jetson Orin Nano Developer Kit"
-    assert device_name(tmp_path / "none", tmp_path / "cpuinfo") == "Some CPU @ 2 GHz"
-    assert device_name(tmp_path / "none", tmp_path / "none")

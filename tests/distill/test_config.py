@@ -20,8 +20,11 @@ from vega_artifact import UserError
         ({"weights": {"fused": 0.0}}, "at least one stream"),
         ({"weights": {"fused": 1.0, "semantic": -1.0}}, "must not be negative"),
         ({"learning_rate": float("nan")}, "learning_rate must not be negative"),
-        ({"cosine": 0.0, "smooth_l1": 0.0}, "one of cosine, smooth_l1 and gram"),
+        ({"cosine": 0.0, "smooth_l1": 0.0}, "one of cosine, smooth_l1, mse, gram, cross_view must"),
         ({"threads": 0}, "threads"),
+        ({"accumulate": 0, "crop": 1.5}, r"accumulate must be at least 1; crop must lie in \[0, 1.0\]"),
+        ({"keep_every": -1}, "keep_every must not be negative"),
+        ({"ship": "best", "validation_part": 0.0}, "ship=best needs a validation_part above 0"),
     ],
 )
 def test_impossible_configs_say_what_is_wrong(change, message):
@@ -38,7 +41,8 @@ def test_configs_are_frozen_and_keyword_only():
 
 def test_identity_ignores_housekeeping_only():
     config = RunConfig()
-    assert dataclasses.replace(config, threads=3, log_every=7, progress=False).identity() == config.identity()
+    other = {"threads": 3, "log_every": 7, "progress": False, "accumulate": 2, "compile": True, "trackers": ("wandb",)}
+    assert dataclasses.replace(config, **other, keep_every=5, evaluate_every=9).identity() == config.identity()
     for change in ({"seed": 1}, {"weights": {"fused": 2.0}}, {"image_size": (64, 64)}):
         assert dataclasses.replace(config, **change).identity() != config.identity()
 

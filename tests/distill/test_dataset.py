@@ -1,6 +1,7 @@
 """The cache in memory, and an order that depends on seed and step alone."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -22,9 +23,11 @@ def test_frames_and_tokens_are_those_of_the_cache(cache):
     assert np.array_equal(token.numpy(), first["fused"][1, :, 1, 0]) and token.dtype == torch.float16
 
 
-def test_chunks_hold_every_token_once(cache):
-    frames = load_frames(cache, cache.scene_ids, ["generative"], None)
-    assert torch.equal(torch.cat(list(frames.chunks("generative"))), frames.targets["generative"].flatten(0, 1))
+def test_frames_know_how_many_belong_to_each_scene(cache):
+    frames = load_frames(cache, cache.scene_ids[1:4], ["generative"], None)
+    assert frames.lengths == tuple(cache.frames[scene] for scene in cache.scene_ids[1:4]) and sum(frames.lengths) == len(frames)
+    moved = replace(frames, places=torch.zeros(len(frames), 4, 3)).to(torch.device("cpu"))
+    assert moved.lengths == frames.lengths and moved.nbytes() == frames.nbytes() + len(frames) * 4 * 3 * 4
 
 
 def test_frames_are_resized_on_request(cache):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from distill.normalize import LayerNormalizer, Moments, estimate, hadamard
+from distill.normalize import LayerNormalizer, estimate, estimate_from, hadamard
+from distill.statistics import Moments
 from vega_artifact import UserError
 
 
@@ -30,6 +31,34 @@ def test_moments_survive_a_mean_a_million_times_the_spread():
     for chunk in tokens.split(100):
         moments.update(chunk)
     torch.testing.assert_close(moments.covariance, torch.cov(tokens.T, correction=0), rtol=1e-9, atol=1e-12)
+
+
+GOLDEN = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 2.0], [4.0, 2.0]])  # means 2 and 1, variances 4 and 1, uncorrelated
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("none", [4.0, 2.0]),
+        ("standardize", [1.0, 1.0]),
+        ("layernorm", [1.0, -1.0]),
+        # the largest distance from the mean, sqrt(5), goes along one new axis or is shared by both; alpha = sqrt(2.5)
+        ("phi_s", [3 / 5**0.5, 1 / 5**0.5]),
+    ],
+)
+def test_golden_numbers(kind, expected):
+    """The token (4, 2), 2 and 1 away from the mean; eigenvectors and Hadamard rows have no sign or order of their own."""
+    found = estimate(kind, [GOLDEN]).normalize(GOLDEN[3])
+    found = found.abs().sort(descending=True).values if kind == "phi_s" else found
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["none", "standardize", "phi_s", "layernorm"])
+def test_gradients(kind, tokens):
+    normalizer = estimate(kind, tokens.split(500)).to(torch.float64)
+    few = tokens[:3].double().requires_grad_()
+    assert torch.autograd.gradcheck(normalizer.normalize, (few,))
+    assert torch.autograd.gradcheck(lambda values: normalizer.denormalize(values), (few,))
 
 
 @pytest.mark.parametrize("kind", ["standardize", "phi_s", "none"])
@@ -72,6 +101,23 @@ def test_layernorm_is_exact_with_the_tokens_statistics_and_unbiased_without(toke
     typical = normalizer.denormalize(normalised)
     torch.testing.assert_close(typical.mean(0), tokens.mean(0), atol=1e-3, rtol=1e-4)
     assert (typical - tokens).square().mean() < 0.5 * tokens.var(0).mean(), "the typical inverse keeps most of the token"
+
+
+@pytest.mark.parametrize("kind", ["standardize", "phi_s", "layernorm", "none"])
+def test_a_stream_of_a_cache_is_normalised_by_its_training_scenes(kind, cache):
+    scenes = cache.scene_ids[:6]
+    parts = [torch.from_numpy(cache.read(scene, "fused")).flatten(2).transpose(1, 2).flatten(0, 1) for scene in scenes]
+    normalizer, mean = estimate_from(cache, "fused", scenes, kind)
+    probe = parts[0].float()
+    torch.testing.assert_close(normalizer.normalize(probe), estimate(kind, parts).normalize(probe), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mean, torch.cat(parts).double().mean(0).float())
+
+
+def test_the_gate_is_standardised_where_a_token_has_no_spread_of_its_own(cache):
+    normalizer, _ = estimate_from(cache, "gate", cache.scene_ids, "layernorm")
+    gate = torch.from_numpy(cache.read(cache.scene_ids[0], "gate")).flatten(2).transpose(1, 2)
+    assert normalizer.normalize(gate).std() > 0.5 and normalizer.kind == "diagonal"
+    torch.testing.assert_close(normalizer.denormalize(normalizer.normalize(gate)), gate.float(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 12, 128, 192, 768, 1152, 1536])

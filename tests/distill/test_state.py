@@ -126,3 +126,31 @@ def test_what_is_no_run_is_left_alone(tmp_path):
     write_manifest(other, "cache", {})
     with pytest.raises(UserError, match="a run expected, this is a cache"):
         RunFolder(other, RunConfig(), "c").is_complete()
+
+
+def test_the_best_weights_are_kept_and_the_rest_dropped(tmp_path):
+    folder = RunFolder(tmp_path, RunConfig(), "c")
+    for step, value in ((2, 0.5), (4, 0.7), (6, 0.6), (8, 0.7)):
+        folder.offer(step, value, {"x": torch.tensor([float(step)])})
+    step, weights = folder.best()
+    assert step == 4 and weights["x"].item() == 4.0, "the first of equals"
+    assert [path.name for path in tmp_path.glob("best*.safetensors")] == ["best-00000004.safetensors"]
+    folder.keep(6, {"x": torch.ones(1)})
+    folder.drop_checkpoints()
+    assert {path.name for path in tmp_path.iterdir()} == {"kept"}
+
+
+def test_a_checkpoint_of_a_step_that_is_already_there_is_replaced(tmp_path, trained):
+    """A run that is interrupted before its first new step saves where it came from."""
+    folder = RunFolder(tmp_path, RunConfig(), "c")
+    folder.save(checkpoint_of(trained, 4))
+    folder.save(dataclasses.replace(checkpoint_of(trained, 4), seconds=9.0, scaler={"scale": 2.0}))
+    assert folder.load().seconds == 9.0 and folder.load().scaler == {"scale": 2.0}
+
+
+def test_a_warm_start_is_part_of_whose_folder_it_is(tmp_path):
+    RunFolder(tmp_path, RunConfig(), "c", "first-run").claim({})
+    assert not RunFolder(tmp_path, RunConfig(), "c", "first-run").is_complete()
+    for other in (None, "second-run"):
+        with pytest.raises(UserError, match="another run .*start_from"):
+            RunFolder(tmp_path, RunConfig(), "c", other).is_complete()

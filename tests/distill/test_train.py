@@ -22,6 +22,7 @@ from vega_artifact import UserError, read_manifest, verify_files
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = importlib.import_module("distill.train")  # `distill.train` itself is the function
+BATCHES = importlib.import_module("distill.batches")
 
 
 def weights(run: Path, name: str = "student.safetensors") -> dict[str, torch.Tensor]:
@@ -168,8 +169,8 @@ def test_threads_and_random_state_of_the_caller_stay_as_they_were(quick, cache_p
     assert set(counts) <= {torch.get_num_threads()}, "left alone unless the config says so"
 
 
-def test_nan_names_the_step_and_the_stream_and_keeps_the_checkpoint(quick, cache_path, tmp_path, monkeypatch):
-    gather, calls = TRAINER.gather, []
+def test_nan_names_the_step_the_stream_and_the_frame_and_keeps_the_checkpoint(quick, cache_path, tmp_path, monkeypatch):
+    gather, calls = BATCHES.gather, []
 
     def poisoned(frames, indices):
         images, targets = gather(frames, indices)
@@ -178,9 +179,9 @@ def test_nan_names_the_step_and_the_stream_and_keeps_the_checkpoint(quick, cache
             targets["generative"][0, 0, 0] = float("nan")
         return images, targets
 
-    monkeypatch.setattr(TRAINER, "gather", poisoned)
+    monkeypatch.setattr(BATCHES, "gather", poisoned)
     config = dataclasses.replace(quick, log_every=4, checkpoint_seconds=0.0)
-    with pytest.raises(UserError, match="loss of stream 'generative' is not finite at step 7"):
+    with pytest.raises(UserError, match=r"at step 7 the target 'generative' is not finite \(frames scene-00\d/\d\); extract"):
         train(cache_path, tmp_path / "run", config)
     assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == ["step-00000004"]
     monkeypatch.undo()
@@ -200,10 +201,18 @@ def test_streams_the_cache_does_not_have_are_refused_before_anything_is_written(
 def test_killed_at_any_time_the_same_command_ends_in_the_same_weights(cache_path, tmp_path):
     """Two SIGKILLs of a real process that checkpoints at every step, against a run nobody disturbed."""
     config = RunConfig(
-        steps=40, batch=8, ema=0.9, log_every=1, checkpoint_seconds=0.0, evaluate_every=10, threads=1, progress=False
+        steps=24,
+        batch=8,
+        optimizer="adamw",
+        ema=0.9,
+        log_every=1,
+        checkpoint_seconds=0.0,
+        evaluate_every=10,
+        threads=1,
+        progress=False,
     )
     out, log = tmp_path / "killed", tmp_path / "killed" / "log.jsonl"
-    for lines in (6, 20):
+    for lines in (4, 12):
         process = subprocess.Popen(training_code(cache_path, out, config), env=environment())
         deadline = time.monotonic() + 90
         while not (log.exists() and log.read_text().count("\n") >= lines):
@@ -216,33 +225,34 @@ def test_killed_at_any_time_the_same_command_ends_in_the_same_weights(cache_path
     straight = train(cache_path, tmp_path / "straight", config)
     assert equal(weights(out), weights(straight))
     steps = [record["step"] for record in read_log(log) if "loss" in record]
-    assert steps == list(range(1, 41)), "every step is logged once"
+    assert steps == list(range(1, 25)), "every step is logged once"
     assert read_manifest(out, "run")["fingerprint"] == read_manifest(straight, "run")["fingerprint"]
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(cache_path, tmp_path):
-    """The batch is dealt out; losses and gradients are those of the whole batch."""
-    config = RunConfig(
-        steps=3, batch=8, optimizer="adamw", precision="fp32", log_every=1, threads=1, progress=False, learning_rate=1e-4
-    )
+    """The batch is dealt out; the curve is that of one process with the whole batch (twice that of each of the two)."""
+    config = RunConfig(steps=20, batch=8, optimizer="adamw", precision="fp32", log_every=1, threads=1, progress=False)
     command = training_code(cache_path, tmp_path / "two", config)
     script = tmp_path / "two_processes.py"
     script.write_text(command[-1])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run(launch, env=environment(ACCELERATE_USE_CPU="true"), check=True, timeout=180, capture_output=True)
+    subprocess.run(launch, env=environment(), check=True, timeout=180, capture_output=True)
     one = read_log(train(cache_path, tmp_path / "one", config) / "log.jsonl")
     two = read_log(tmp_path / "two" / "log.jsonl")
     assert read_manifest(tmp_path / "two", "run")["resolved"]["processes"] == 2
-    for ours, theirs in zip(one[:3], two[:3], strict=True):
-        for key in ("loss", "gradient"):
-            assert theirs[key] == pytest.approx(ours[key], rel=2e-3)
+    pairs = [(ours, theirs) for ours, theirs in zip(one, two, strict=True) if "loss" in ours]
+    assert len(pairs) == 20
+    differences = [abs(theirs["loss"] - ours["loss"]) / ours["loss"] for ours, theirs in pairs]
+    assert max(differences) < 1e-4, differences
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(quick, cache, tmp_path):
     class Three:
-        num_processes = 3
+        num_processes, device = 3, torch.device("cpu")
 
     folder = RunFolder(tmp_path / "run", quick, cache.fingerprint)
-    with pytest.raises(UserError, match="batch 8 cannot be dealt to 3 processes"):
+    with pytest.raises(UserError, match="batch 8 cannot be dealt to 3 processes evenly"):
         TRAINER.Trainer(cache, folder, quick, Three())
+    with pytest.raises(UserError, match="batch 8 cannot be dealt to 1 processes of 3 parts each evenly"):
+        train(cache.path, tmp_path / "run", dataclasses.replace(quick, accumulate=3))

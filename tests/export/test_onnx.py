@@ -111,7 +111,8 @@ class TestChoices:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"precision": "int8"}, "unknown precision 'int8'.*fp16, fp32"),
+            ({"precision": "int4"}, "unknown precision 'int4'.*fp16, fp32, int8"),
+            ({"precision": "int8"}, r"measured on real frames; give the cache of the run \(--cache CACHE\)"),
             ({"heads": ["fusd"]}, "unknown head 'fusd'. Did you mean 'fused'"),
             ({"heads": []}, "at least one"),
         ],

@@ -5,6 +5,7 @@ python -m pytest tests/export/test_runtime.py
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from PIL import Image
 
 from export.runtime import Encoder, RuntimeInputError, backends
 from export.runtime.__main__ import main
+from export.runtime.manifest import Description, read_description
 from export.runtime.preprocess import preprocess, resize, resize_weights
 from student import Preprocess, load_student
 
@@ -138,7 +140,7 @@ class TestEncoder:
 
 class TestBackends:
     def test_unknown_name_lists_the_known(self, exported: Path) -> None:
-        with pytest.raises(RuntimeInputError, match="unknown backend 'tpu'; known: auto, onnxruntime, onnxruntime-cuda"):
+        with pytest.raises(RuntimeInputError, match="unknown backend 'tpu'; known: auto, onnxruntime, onnxruntime-cuda, onn"):
             Encoder(exported, "tpu")
 
     @pytest.fixture
@@ -148,6 +150,7 @@ class TestBackends:
 
         class Session:
             def __init__(self, _model: bytes, _options: object, providers: list) -> None:
+                module.asked.append(providers[0])
                 wanted = [name if isinstance(name, str) else name[0] for name in providers]
                 self.providers = [name for name in wanted if name in module.granted]
 
@@ -160,19 +163,60 @@ class TestBackends:
             get_outputs = get_inputs
 
         module.SessionOptions, module.InferenceSession = types.SimpleNamespace, Session
-        module.granted = ["CPUExecutionProvider"]
+        module.granted, module.asked = ["CPUExecutionProvider"], []
         monkeypatch.setitem(sys.modules, "onnxruntime", module)
         monkeypatch.setattr(backends, "has_cuda_driver", lambda: True)
         return module
 
-    def test_silent_fallback_is_refused_when_cuda_was_asked_for(self, fake: types.ModuleType) -> None:
-        with pytest.raises(RuntimeInputError, match="CUDAExecutionProvider did not start, CPUExecutionProvider did"):
-            backends.open_backend(b"", "onnxruntime-cuda")
+    @pytest.fixture
+    def half(self, exported: Path) -> Description:
+        return dataclasses.replace(read_description(exported), precision="fp16")
 
-    def test_auto_takes_what_truly_starts(self, fake: types.ModuleType) -> None:
-        assert backends.open_backend(b"").name == "onnxruntime"
+    @pytest.mark.parametrize(("name", "wanted"), [("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")])
+    def test_silent_fallback_is_refused_when_a_gpu_was_asked_for(
+        self, fake: types.ModuleType, half: Description, name: str, wanted: str
+    ) -> None:
+        with pytest.raises(RuntimeInputError, match=f"{wanted} did not start, CPUExecutionProvider did"):
+            backends.open_backend(half, f"onnxruntime-{name}")
+
+    def test_auto_takes_the_best_that_truly_starts(
+        self, fake: types.ModuleType, half: Description, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backends, "load_library", lambda *_: object())
+        assert backends.open_backend(half).name == "onnxruntime"
+        assert [name if isinstance(name, str) else name[0] for name in fake.asked] == [
+            "TensorrtExecutionProvider",
+            "CUDAExecutionProvider",
+            "CPUExecutionProvider",
+        ]
         fake.granted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        assert backends.open_backend(b"").name == "onnxruntime-cuda"
+        assert backends.open_backend(half).name == "onnxruntime-cuda"
+        fake.granted = ["TensorrtExecutionProvider", *fake.granted]
+        assert backends.open_backend(half).name == "onnxruntime-tensorrt"
+
+    def test_auto_leaves_tensorrt_out_where_it_would_round_or_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backends, "has_cuda_driver", lambda: True)
+        monkeypatch.setattr(backends, "load_library", lambda *_: object())
+        assert backends.candidates("fp32") == ["onnxruntime-cuda", "onnxruntime"]
+        assert backends.candidates("int8") == ["onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime"]
+        monkeypatch.setattr(backends, "load_library", lambda *_: None)
+        assert backends.candidates("int8") == ["onnxruntime-cuda", "onnxruntime"]
+        monkeypatch.setattr(backends, "has_cuda_driver", lambda: False)
+        assert backends.candidates("int8") == ["onnxruntime"]
+
+    def test_tensorrt_gets_one_profile_over_all_batches_and_keeps_its_engine(
+        self, fake: types.ModuleType, half: Description, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        fake.granted = ["TensorrtExecutionProvider"]
+        backends.open_backend(half, "onnxruntime-tensorrt")
+        _, options = fake.asked[0]
+        assert options["trt_profile_min_shapes"] == "images:1x3x64x64"
+        assert options["trt_profile_max_shapes"] == "images:64x3x64x64"
+        assert options["trt_engine_cache_path"] == str(tmp_path / "vega-edge" / half.hashes["student.onnx"][:16])
+        assert options["trt_fp16_enable"] == "1" and "trt_int8_enable" not in options
+        memory = backends.tensorrt_options(dataclasses.replace(half, states={"state_0": (16, 8)}, precision="int8"))
+        assert memory["trt_profile_max_shapes"] == "images:64x3x64x64,state_0:64x16x8" and memory["trt_int8_enable"] == "1"
 
     def test_without_onnxruntime(self, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -312,8 +356,8 @@ class TestAlone:
         )
         done = isolated(code, blocked=BLOCKED)
         assert done.returncode == 0, done.stderr
-        modules = ["", ".runtime", ".runtime.backends", ".runtime.encoder", ".runtime.manifest", ".runtime.preprocess"]
-        assert done.stdout.strip() == f"{['export' + name for name in modules]} False"
+        modules = ["backends", "cuda", "encoder", "manifest", "preprocess"]
+        assert done.stdout.strip() == f"{['export', 'export.runtime', *('export.runtime.' + name for name in modules)]} False"
 
     def test_lazy_package_still_offers_its_names(self) -> None:
         import export
@@ -325,6 +369,5 @@ class TestAlone:
     def test_python_3_10_grammar(self) -> None:
         import ast
 
-        carried = [*(ROOT / "export" / "runtime").glob("*.py"), ROOT / "bench" / "latency.py", ROOT / "vega_artifact.py"]
-        for path in carried:
+        for path in (ROOT / "export" / "runtime").glob("*.py"):
             ast.parse(path.read_text(), feature_version=(3, 10))

@@ -1,96 +1,114 @@
-"""The engine builder: against the real TensorRT-RTX where it is installed (no GPU needed), and a recording stand-in elsewhere.
+"""The engine builder: against the real TensorRT-RTX where it is installed (no GPU needed), and a computing stand-in elsewhere.
 
 python -m pytest tests/export/test_tensorrt.py
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from export import build_engine
+from export import build_engine, tensorrt
+from export.tensorrt import BuildOptions
 from vega_artifact import UserError, read_manifest, verify_files
 
-
-class Recorder:
-    """Answers like TensorRT's objects and keeps every call."""
-
-    def __init__(self, calls: list[tuple], plan: bytes | None, accepts: bool) -> None:
-        self.calls, self.plan, self.accepts = calls, plan, accepts
-        self.num_errors = 1
-
-    def create_network(self, flags: int) -> Recorder:
-        self.calls.append(("create_network", flags))
-        return self
-
-    def parse(self, model: bytes) -> bool:
-        self.calls.append(("parse", len(model)))
-        return self.accepts
-
-    def get_error(self, index: int) -> str:
-        return f"error {index}: unsupported"
-
-    def create_builder_config(self) -> Recorder:
-        return self
-
-    def create_optimization_profile(self) -> Recorder:
-        return self
-
-    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
-        self.calls.append(("set_shape", name, *shapes))
-
-    def add_optimization_profile(self, _profile: object) -> None:
-        self.calls.append(("add_optimization_profile",))
-
-    def build_serialized_network(self, _network: object, _config: object) -> bytes | None:
-        return self.plan
-
-
-def install(
-    monkeypatch: pytest.MonkeyPatch, flag: int | None, plan: bytes | None = b"plan", accepts: bool = True
-) -> list[tuple]:
-    """Put a stand-in TensorRT in place of any real one; returns the list its calls will appear in."""
-    calls: list[tuple] = []
-    module = types.ModuleType("tensorrt")
-    recorder = Recorder(calls, plan, accepts)
-    module.Logger = lambda _level: object()  # type: ignore[attr-defined]
-    module.Logger.ERROR = 2  # type: ignore[attr-defined]
-    module.Builder = lambda _logger: recorder  # type: ignore[attr-defined]
-    module.OnnxParser = lambda _network, _logger: recorder  # type: ignore[attr-defined]
-    flags = types.SimpleNamespace() if flag is None else types.SimpleNamespace(STRONGLY_TYPED=flag)
-    module.NetworkDefinitionCreationFlag = flags  # type: ignore[attr-defined]
-    module.__version__ = "10.3.0"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    return calls
+from .fake_tensorrt import install
 
 
 @pytest.mark.parametrize(("flag", "mask"), [(1, 2), (None, 0)], ids=["tensorrt-10", "flag-removed"])
 def test_builds_strongly_typed_with_a_profile_over_the_batch(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int | None, mask: int
 ) -> None:
-    calls = install(monkeypatch, flag)
+    machine = install(monkeypatch, flag=flag)
     out = build_engine(exported, tmp_path / "engine", best_batch=4)
-    assert ("create_network", mask) in calls
-    assert ("parse", (exported / "student.onnx").stat().st_size) in calls
-    assert ("set_shape", "images", (1, 3, 64, 64), (4, 3, 64, 64), (64, 3, 64, 64)) in calls
-    assert ("add_optimization_profile",) in calls
-    manifest = read_manifest(out, "engine")
-    verify_files(out, manifest)
+    assert ("create_network", mask) in machine.calls
+    assert ("parse", (exported / "student.onnx").stat().st_size) in machine.calls
+    assert ("set_shape", "images", (1, 3, 64, 64), (4, 3, 64, 64), (64, 3, 64, 64)) in machine.calls
+    assert [call[0] for call in machine.calls].count("add_optimization_profile") == 1
+    assert ("clear_flag", "TF32") in machine.calls
+    verify_files(out, read_manifest(out, "engine"))
+
+
+def test_the_sidecar_says_what_the_engine_is_bound_to(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    manifest = read_manifest(build_engine(exported, tmp_path / "engine", largest_batch=8), "engine")
     assert manifest["parents"] == {"export": read_manifest(exported, "export")["fingerprint"]}
-    assert manifest["config"] == {"library": "tensorrt", "version": "10.3.0", "batches": [1, 4, 64], "precision": "fp32"}
+    assert manifest["config"] == {
+        "library": "tensorrt",
+        "version": "10.3.0",
+        "batches": [1, 1, 8],
+        "precision": "fp32",
+        "gpu": "Orin",
+        "sm": "8.7",
+        "onnx": hashlib.sha256((exported / "student.onnx").read_bytes()).hexdigest(),
+        "workspace_mib": None,
+    }
+
+
+class TestSelfTest:
+    def test_its_differences_are_recorded(self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine = install(monkeypatch)
+        result = read_manifest(build_engine(exported, tmp_path / "engine"), "engine")["self_test"]
+        assert set(result["differences"]) == {"fused", "generative"}
+        assert all(0 <= value["relative"] < 1e-5 for value in result["differences"].values())
+        assert any(call[0] == "execute_async_v3" for call in machine.cudart.calls)
+
+    def test_an_engine_that_computes_something_else_is_not_kept(
+        self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from .fake_tensorrt import FakeEngine
+
+        install(monkeypatch)
+        right = FakeEngine._values
+        monkeypatch.setattr(FakeEngine, "_values", lambda self, name: right(self, name)[::-1])
+        with pytest.raises(UserError, match=r"engine: the engine was built but is not kept: self test failed \(fused"):
+            build_engine(exported, tmp_path / "engine")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_is_skipped_with_a_reason_where_there_is_no_gpu(
+        self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine = install(monkeypatch)
+        machine.driver = None
+        manifest = read_manifest(build_engine(exported, tmp_path / "engine"), "engine")
+        assert "no GPU where it was built" in manifest["self_test"]["skipped"]
+        assert (manifest["config"]["gpu"], manifest["config"]["sm"]) == (None, None)
+
+
+class TestOptions:
+    def test_workspace_and_timing_cache(self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine = install(monkeypatch)
+        options = BuildOptions(workspace_mib=512, timing_cache=tmp_path / "timings")
+        build_engine(exported, tmp_path / "first", options=options)
+        assert ("set_memory_pool_limit", "WORKSPACE", 512 << 20) in machine.calls
+        assert ("create_timing_cache", b"") in machine.calls and (tmp_path / "timings").read_bytes() == b"timings"
+        build_engine(exported, tmp_path / "second", options=options)
+        assert ("create_timing_cache", b"timings") in machine.calls
+
+    def test_too_little_memory_is_said_before_the_build(
+        self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine = install(monkeypatch)
+        (tmp_path / "meminfo").write_text("MemTotal: 8000000 kB\nMemAvailable:  900000 kB\n")
+        monkeypatch.setattr(tensorrt, "MEMORY", tmp_path / "meminfo")
+        with pytest.raises(UserError, match=r"needs about \d+ MiB of memory, 878 MiB are free; close other programs"):
+            build_engine(exported, tmp_path / "engine")
+        assert machine.calls == []
 
 
 @pytest.mark.parametrize(
     ("stand_in", "message"),
-    [({"accepts": False}, r"refuses the graph \(error 0: unsupported\)"), ({"plan": None}, "could not build an engine")],
+    [({"accepts": False}, r"refuses the graph \(error 0: unsupported\)"), ({"builds": False}, "could not build an engine")],
 )
 def test_what_tensorrt_refuses_is_said(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: dict, message: str
 ) -> None:
-    install(monkeypatch, 1, **stand_in)
+    install(monkeypatch, **stand_in)
     with pytest.raises(UserError, match=message):
         build_engine(exported, tmp_path / "engine")
     assert list(tmp_path.iterdir()) == []
@@ -106,8 +124,21 @@ def test_without_any_tensorrt(exported: Path, tmp_path: Path, monkeypatch: pytes
 def test_bad_input(exported: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a number from 1 to 64"):
         build_engine(exported, tmp_path / "engine", best_batch=65)
+    with pytest.raises(UserError, match="largest_batch 0: a number from 1 to 64"):
+        build_engine(exported, tmp_path / "engine", largest_batch=0)
+    with pytest.raises(UserError, match="best_batch 4: a number from 1 to 2"):
+        build_engine(exported, tmp_path / "engine", best_batch=4, largest_batch=2)
     with pytest.raises(UserError, match="a export expected"):
         build_engine(run, tmp_path / "engine")
+
+
+def test_golden_files_are_copied_and_nothing_else(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    out = build_engine(exported, tmp_path / "engine")
+    names = {path.name for path in out.iterdir()}
+    assert names == {"engine.plan", "manifest.json", "golden_frames.npy", "golden_fused.npy", "golden_generative.npy"}
+    assert np.load(out / "golden_frames.npy", allow_pickle=False).dtype == np.uint8
+    assert json.loads((out / "manifest.json").read_text())["grid"] == [4, 4]
 
 
 def test_real_tensorrt_rtx_builds_ahead_of_time(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from vega_artifact import UserError
 
 def test_presets_are_listed_and_filtered_by_wildcard():
     assert {"vit_micro", "vit_tiny", "vit_small", "deit_tiny", "mobilenetv4_conv_small", "repvit_m1"} <= set(list_students())
-    assert list_students("vit_*") == ["vit_micro", "vit_small", "vit_tiny"]
+    assert list_students("vit_*") == ["vit_micro", "vit_small", "vit_small_dinov3", "vit_tiny", "vit_tiny_dinov3"]
     assert "timm:vit_tiny_patch16_224" in list_students("timm:vit_tiny*")
 
 
@@ -36,6 +36,11 @@ def test_channels_last_pyramids_work_too():
     assert student.backbone.channels == 384 + 768
     with torch.no_grad():
         assert student(torch.randn(1, 3, 224, 224))["fused"].shape == (1, 64, 4)
+
+
+def test_a_network_with_windows_of_a_fixed_size_is_refused_before_training():
+    with pytest.raises(UserError, match=r"swin_tiny\S* does not take images of 192x448 pixels .*doesn't match"):
+        create_backbone("timm:swin_tiny_patch4_window7_224", (192, 448))
 
 
 def test_micro_is_the_documented_network():

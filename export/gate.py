@@ -1,0 +1,116 @@
+"""The CPU gate: NVIDIA's own compiler reads an export and builds it ahead of time, without a GPU, and says what it fused.
+
+Beside the chain: EXPORT -> a verdict. TensorRT-RTX parses what TensorRT 10 and 11 parse and needs no driver to build; it gives
+no times and no outputs. Target is compute capability 8.6, the nearest it knows to Orin's 8.7. Where its package is absent the
+gate is skipped, and says so.
+
+    vega-edge export RUN --out EXPORT --precision fp16 --check
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from export.audit import load_model
+from export.runtime.manifest import MODEL
+from export.tensorrt import input_shapes, strongly_typed_flag
+from vega_artifact import UserError, read_manifest, verify_files
+
+LIBRARY = "tensorrt_rtx"
+LAYER = re.compile(r"Name: ([^,{}\n]+), LayerType: (\w+)")  # a line of the build log at detailed verbosity
+DATATYPE = re.compile(r"Format/Datatype: (\w+)")
+EXPECTED_TYPE = {"fp32": "Float", "fp16": "Half", "int8": "Int8", "int8_fp16": "Int8"}
+SLACK = 1 << 20  # bytes of kernels and tables beside the weights
+
+
+def check_export(export: Path | str) -> dict[str, Any]:
+    """Parse and build an export with TensorRT-RTX and hold the engine against what the manifest promises.
+
+    Returns:
+        {"skipped": reason} where the package is absent; else library, version, layers, mha (fused attention kernels), types
+        (tensors by data type, from the build log), bytes of the engine and of the weights it should hold.
+
+    Raises:
+        UserError: no export, an altered file, a graph the compiler refuses, attention that was not fused, types other than the
+            precision asks for, or an engine whose size differs from its weights by more than 10 %.
+    """
+    export = Path(export)
+    manifest = read_manifest(export, "export")
+    verify_files(export, manifest)
+    model = load_model(export / MODEL)
+    try:
+        trt = importlib.import_module(LIBRARY)
+    except (ImportError, OSError) as error:  # OSError: bindings without their libraries
+        return {"skipped": f"{LIBRARY} cannot be imported here ({error}); pip install tensorrt-rtx"}
+    plan, log = build(trt, (export / MODEL).read_bytes(), input_shapes(manifest), int(manifest["config"]["max_batch"]))
+    names = [name for name, _ in LAYER.findall(log)]
+    found = {
+        "library": LIBRARY,
+        "version": str(trt.__version__),
+        "layers": len(names),
+        "mha": sum("mha" in name for name in names),
+        "types": dict(Counter(DATATYPE.findall(log))),
+        "bytes": len(plan),
+        "weights": sum(len(tensor.raw_data) for tensor in model.graph.initializer),
+    }
+    judge(export, manifest, found)
+    return found
+
+
+def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: int) -> tuple[bytes, str]:
+    """The engine's bytes and the whole build log. Raises UserError with the compiler's own words.
+
+    Every object stays in a variable until the end: a network collected while its parser lives crashes the process.
+    """
+    lines: list[str] = []
+
+    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            lines.append(text)
+
+    logger = Listener()
+    builder = trt.Builder(logger)
+    network = builder.create_network(strongly_typed_flag(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise UserError(f"{LIBRARY} refuses the graph ({reasons}); try another --precision")
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    profile = builder.create_optimization_profile()
+    for name, shape in shapes.items():
+        profile.set_shape(name, *((batch, *shape) for batch in (1, 1, largest)))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise UserError(f"{LIBRARY} could not build the graph ({lines[-1] if lines else 'no reason given'})")
+    return bytes(plan), "\n".join(lines)
+
+
+def judge(export: Path, manifest: dict[str, Any], found: dict[str, Any]) -> None:
+    """Hold what was built against the manifest; raises UserError with the first thing that is not as promised.
+
+    Attention is expected to fuse in half precision only: float32 attention never does.
+    """
+    precision = manifest["config"]["precision"]
+    if not found["layers"]:
+        raise UserError(f"{export}: the build log of {LIBRARY} {found['version']} lists no layers; its format is another one")
+    expected = manifest["structure"].get("attention", {}).get("fusable", 0)
+    if precision in ("fp16", "int8_fp16") and found["mha"] != expected:
+        text = f"{found['mha']} of {expected} attention layers became one kernel"
+        raise UserError(f"{export}: {text}; this student will be slow on the device, choose another one")
+    if EXPECTED_TYPE[precision] not in found["types"]:
+        text = f"tensors of types {found['types']}, none is {EXPECTED_TYPE[precision]}"
+        raise UserError(f"{export}: the engine has {text} though {precision} was asked; export it again")
+    if abs(found["bytes"] - found["weights"]) > 0.1 * found["weights"] + SLACK:
+        text = f"{found['bytes'] / 1e6:.1f} MB for {found['weights'] / 1e6:.1f} MB of weights"
+        raise UserError(f"{export}: the engine has {text}; the compiler stored them in another type")

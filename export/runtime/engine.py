@@ -1,0 +1,147 @@
+"""A TensorRT engine as a backend: the same call as onnxruntime's, on the GPU the engine was built for and on no other.
+
+Beside `export.runtime.backends`, for ENGINE folders (`vega-edge build`). The folder's manifest is the engine's sidecar: GPU,
+SM, TensorRT version and the hash of the ONNX file it came from. TensorRT 10.3 to 11 and TensorRT-RTX share the calls used.
+
+    python -m export.runtime ENGINE --check
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import weakref
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .cuda import Buffer, Cuda, Gpu, find_gpu
+from .manifest import REBUILD, Description, RuntimeInputError
+
+MODULES = ("tensorrt", "tensorrt_rtx")
+
+
+def import_tensorrt(names: tuple[str, ...] = MODULES) -> ModuleType:
+    """The first of these TensorRT modules that is installed. Raises RuntimeInputError naming the ways to get one."""
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError):  # OSError: bindings without their libraries
+            continue
+    raise RuntimeInputError(
+        f"no TensorRT found (tried {', '.join(names)}): on a Jetson use JetPack's Python, on a workstation "
+        "`pip install tensorrt` from NVIDIA's index or `pip install tensorrt-rtx`; onnxruntime works without one"
+    )
+
+
+def check_machine(description: Description, version: str, gpu: Gpu | None) -> None:
+    """Refuse an engine that was built elsewhere: TensorRT would crash, or run it slowly and wrongly.
+
+    An engine of TensorRT-RTX that was built without a GPU is bound to no GPU, only to the version.
+
+    Raises:
+        RuntimeInputError: no driver, another GPU or SM, or another TensorRT version; with the command that builds it again.
+    """
+    built, where = description.engine, description.folder
+    if gpu is None:
+        raise RuntimeInputError(f"{where}: an engine needs an NVIDIA GPU and its driver; here use the export with onnxruntime")
+    if built["version"] != version:
+        found = f"TensorRT {built['version']}, this machine has {version}"
+        raise RuntimeInputError(f"{where}: built with {found}; build it again: {REBUILD}")
+    if built["gpu"] is not None and (built["gpu"], built["sm"]) != (gpu.name, gpu.sm):
+        found = f"{built['gpu']} (SM {built['sm']}), this machine has {gpu.name} (SM {gpu.sm})"
+        raise RuntimeInputError(f"{where}: built for {found}; build it again: {REBUILD}")
+
+
+class EngineBackend:
+    """A deserialised engine with device buffers for its largest batch.
+
+    Args:
+        plan: the engine's bytes, as checked against the folder's manifest. description: that folder.
+
+    Attributes:
+        inputs, outputs: tensor names, in the order of the manifest where they are the same.
+
+    Raises:
+        RuntimeInputError: another machine than it was built for, no TensorRT or CUDA, too little memory, or a broken engine.
+    """
+
+    def __init__(self, plan: bytes, description: Description) -> None:
+        self.name = str(description.engine["library"])
+        trt = self._trt = import_tensorrt((self.name,))
+        check_machine(description, str(trt.__version__), find_gpu())
+        self.providers = [f"{self.name} {trt.__version__}"]
+        self._where, self._largest = description.folder, description.max_batch
+        self._logger = trt.Logger(trt.Logger.ERROR)  # must outlive the runtime, as the runtime the engine
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        self._context: Any = None if self._engine is None else self._engine.create_execution_context()
+        if self._context is None:
+            raise RuntimeInputError(f"{self._where}: {self.name} cannot load the engine; build it again: {REBUILD}")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.inputs = _ordered(inputs, list(description.inputs))
+        outputs = [name for name in names if name not in inputs]
+        self.outputs = _ordered(outputs, [*description.streams, *(f"next_{name}" for name in description.states)])
+        self._types = {name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))) for name in names}
+        self._cuda = Cuda()
+        self._buffers: dict[str, Buffer] = {}
+        weakref.finalize(self, _release, self._buffers, self._cuda)
+        for name in names:
+            shape = tuple(self._engine.get_tensor_shape(name))[1:]
+            self._buffers[name] = Buffer(self._cuda, self._largest * math.prod(shape) * self._types[name].itemsize)
+            self._context.set_tensor_address(name, self._buffers[name].address)
+
+    def __call__(self, images: np.ndarray, state: Mapping[str, np.ndarray] | None = None) -> list[np.ndarray]:
+        """The model's pictures, and a streaming model's memory by name -> one array per output, as in `outputs`."""
+        self.upload(images, state)
+        self.compute()
+        return self.download()
+
+    def upload(self, images: np.ndarray, state: Mapping[str, np.ndarray] | None = None) -> None:
+        """Copy the inputs to the device and wait for it: the first of the three steps that `bench latency` times apart.
+
+        Raises:
+            RuntimeInputError: another dtype, shape or batch than the engine takes.
+        """
+        values = {self.inputs[0]: images, **(state or {})}
+        for name in self.inputs:
+            value = values[name]
+            if value.dtype != self._types[name]:
+                raise RuntimeInputError(f"{name}: {self._types[name]} expected, found {value.dtype}")
+            if len(value) > self._largest or not self._context.set_input_shape(name, value.shape):
+                wanted = tuple(self._engine.get_tensor_shape(name))[1:]
+                raise RuntimeInputError(f"{name}: shape (1 to {self._largest}, *{wanted}) expected, found {value.shape}")
+            self._buffers[name].upload(np.ascontiguousarray(value))
+        self._cuda.synchronize()
+
+    def compute(self) -> None:
+        """Run the engine on what was uploaded and wait for it. Raises RuntimeInputError when it does not start."""
+        if not self._context.execute_async_v3(self._cuda.stream.value or 0):
+            raise RuntimeInputError(f"{self._where}: the engine did not run; build it again: {REBUILD}")
+        self._cuda.synchronize()
+
+    def download(self) -> list[np.ndarray]:
+        """The outputs of the last `compute`, copied to the host, in the order of `outputs`."""
+        arrays = [np.empty(tuple(self._context.get_tensor_shape(name)), self._types[name]) for name in self.outputs]
+        for name, array in zip(self.outputs, arrays):
+            self._buffers[name].download(array)
+        self._cuda.synchronize()
+        return arrays
+
+    def close(self) -> None:
+        """Give the device memory back."""
+        _release(self._buffers, self._cuda)
+
+
+def _ordered(found: list[str], wanted: list[str]) -> list[str]:
+    """`wanted` if it holds the same names (an engine may list its tensors in an order of its own), else `found`."""
+    return wanted if sorted(found) == sorted(wanted) else found
+
+
+def _release(buffers: dict[str, Any], cuda: Cuda) -> None:
+    while buffers:
+        buffers.popitem()[1].free()
+    cuda.close()
