@@ -98,17 +98,9 @@ def build_engine(
     trt, gpu = import_tensorrt(), find_gpu()
     check_memory((export / MODEL).stat().st_size, options.workspace_mib)
     plan = serialize(trt, (export / MODEL).read_bytes(), input_shapes(manifest), batches, options)
-    bound = gpu or Gpu("", "")
-    config = EngineConfig(
-        library=trt.__name__,
-        version=str(trt.__version__),
-        batches=batches,
-        precision=manifest["config"]["precision"],
-        gpu=bound.name or None,
-        sm=bound.sm or None,
-        onnx=file_sha256(export / MODEL),
-        workspace_mib=options.workspace_mib,
-    )
+    name, sm = (gpu.name, gpu.sm) if gpu else (None, None)
+    bound = (trt.__name__, str(trt.__version__), batches, manifest["config"]["precision"], name, sm)
+    config = EngineConfig(*bound, onnx=file_sha256(export / MODEL), workspace_mib=options.workspace_mib)
     with staged_folder(out, "engine") as folder:
         write_engine(folder, plan, config, export, manifest)
         result = self_test(folder, out, gpu)

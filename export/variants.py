@@ -1,7 +1,7 @@
 """Several sizes and precisions of one student side by side, scored on the same unseen frames, with a recommendation.
 
 Beside `export.onnx`: RUN -> a folder of EXPORT folders (`fp16`, `int8-192x256`, ...) and `precisions.json`. The graph of a
-size is traced once for all its precisions; onnxruntime times them in turns, so that a busy machine slows all alike.
+size is traced once for all its precisions; onnxruntime times them in turns.
 
     vega-edge export RUN --out EXPORTS --precision all --cache CACHE
 """
@@ -150,16 +150,20 @@ def _recommendations(made: Mapping[ExportConfig, Path], times: Mapping[str, floa
 
 
 def time_in_turns(folders: Mapping[str, Path], repeats: int = REPEATS) -> dict[str, float]:
-    """Median milliseconds of one image in onnxruntime on one CPU thread; the files take turns, so load hits all alike."""
+    """Median milliseconds of one image in onnxruntime, CPU time of its one thread; the files take turns.
+
+    CPU time and turns, because what is wanted is an order of precisions on a machine that may be busy: `vega-edge bench
+    latency` measures what a caller waits.
+    """
     sessions = {name: open_session((folder / MODEL).read_bytes()) for name, folder in folders.items()}
     samples: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = {name: _example(session) for name, session in sessions.items()}
     for turn in range(repeats + 1):
         for name, session in sessions.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             session.run(None, feeds[name])
             if turn:  # the first one warms up
-                samples[name].append(1e3 * (time.perf_counter() - start))
+                samples[name].append(1e3 * (time.thread_time() - start))
     return {name: float(np.median(values)) for name, values in samples.items()}
 
 

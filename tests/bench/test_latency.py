@@ -20,22 +20,13 @@ from bench.schema import ROWS, check_rows
 from bench.sensors import Reading
 from bench.timing import Case, time_cases, warm_up_all
 from export import export_run
-from student import create_student
-from student.checkpoint import WEIGHTS, config_to_json, save_weights
-from vega_artifact import UserError, read_manifest, write_manifest
-
-
-def make_run(folder: Path, seed: int) -> Path:
-    student = create_student("vit_micro", {"fused": 8}, (32, 32), (2, 2), seed=seed)
-    folder.mkdir()
-    save_weights(folder / WEIGHTS, student.state_dict())
-    write_manifest(folder, "run", {"seed": seed}, {"cache": "0" * 16}, [WEIGHTS], student=config_to_json(student.config))
-    return folder
+from tests.bench.small_runs import make_run
+from vega_artifact import UserError, read_manifest
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("run") / "run", 0)
+    return make_run(tmp_path_factory.mktemp("run") / "run", 0, {"fused": 8})
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +224,7 @@ class TestMeasurement:
 class TestBadInput:
     def test_run_of_another_export(self, exported: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"parents\.run is"):
-            measure(exported, make_run(tmp_path / "other", 1))
+            measure(exported, make_run(tmp_path / "other", 1, {"fused": 8}))
 
     @pytest.mark.parametrize("options", [{"repeats": 0}, {"batches": ()}, {"batches": (0,)}, {"threads": 0}, {"artifacts": ()}])
     def test_numbers_below_one(self, exported: Path, options: dict) -> None:

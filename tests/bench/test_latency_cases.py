@@ -21,22 +21,16 @@ from bench.latency import measure
 from export import export_run, write_bundle
 from export.bundle import carried_code
 from export.runtime import Encoder, RuntimeInputError
-from student import StreamingStudent, create_student, load_student
-from student.checkpoint import WEIGHTS, config_to_json, save_weights
-from vega_artifact import UserError, write_manifest
+from student import StreamingStudent, load_student
+from tests.bench.small_runs import SIZE, make_run
+from vega_artifact import UserError
 
-SIZE = (32, 32)
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    student = create_student("vit_micro", {"fused": 8, "semantic": 4}, SIZE, (2, 2), seed=0)
-    folder.mkdir()
-    save_weights(folder / WEIGHTS, student.state_dict())
-    write_manifest(folder, "run", {"seed": 0}, {"cache": "0" * 16}, [WEIGHTS], student=config_to_json(student.config))
-    return folder
+    return make_run(tmp_path_factory.mktemp("run") / "run", 0, {"fused": 8, "semantic": 4})
 
 
 @pytest.fixture(scope="module")
