@@ -61,8 +61,19 @@ def to_half(model: onnx.ModelProto, keep: list[str] | None = None) -> onnx.Model
     copy.CopyFrom(model)
     logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
     half = convert_float_to_float16(copy, keep_io_types=True, node_block_list=sorted(kept))
+    drop_repeated_casts(half.graph)
     join_islands(half.graph)
+    del half.graph.value_info[:]  # recorded before casts and islands moved the types; parsers infer them anew
     return in_order(half)
+
+
+def drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """The converter casts a weight that several islands share once for each of them, under one name: keep one."""
+    seen: set[str] = set()
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] in seen:
+            graph.node.remove(node)  # the first of equal ones; which of them is left makes no difference
+        seen.update(node.output)
 
 
 def join_islands(graph: onnx.GraphProto) -> None:

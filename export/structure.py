@@ -108,7 +108,7 @@ def check_structure(
     """
     try:
         onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _refusal(f"is not valid ONNX: {str(error).splitlines()[0]}") from error
     domains = {node.domain for node in model.graph.node} | {entry.domain for entry in model.opset_import}
     if domains - {"", "ai.onnx"} or model.functions:

@@ -213,7 +213,7 @@ class TestWheel:
     def test_holds_every_source_and_the_package_data(self, wheel: zipfile.ZipFile) -> None:
         data = [
             path
-            for place in ("teacher/bundle", "bench/templates", "bench/data")
+            for place in ("teacher/bundle", "bench/templates", "bench/data", "export/device")
             for path in (ROOT / place).rglob("*")
             if path.is_file()
         ]

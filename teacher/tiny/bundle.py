@@ -139,6 +139,11 @@ def supervision(name: str) -> str:
     return BACKBONES[name].supervision
 
 
+def lessons(bundle: Path = BUNDLE) -> int:
+    """From how many rooms' questions the readers learned."""
+    return read_manifest(bundle, "teacher")["config"]["fit"]["lessons"]
+
+
 def curves(bundle: Path = BUNDLE) -> dict[str, Any]:
     return read_json(bundle / "curves.json")
 

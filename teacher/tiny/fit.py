@@ -45,8 +45,9 @@ class FitConfig:
 
     teacher: str = "tiny-geometry"
     recover_steps: int = 800
-    base_steps: int = 5000
-    reader_steps: int = 600
+    base_steps: int = 1500
+    reader_steps: int = 300
+    lessons: int = 250  # rooms with questions; with 4,000 the semantic condition catches up on room size (docs/log.md, 17)
     alignment: float = 0.2  # share of the steps from scratch that only ask which classes are in the room and in a view
     fusion: str = "token_gated"
     rooms: int = 4

@@ -41,7 +41,8 @@ class School:
     condition: str
 
     def __post_init__(self) -> None:
-        self.tokenizer, self.questions = load_tokenizer(), rooms.load_questions(self.work, "train")
+        self.tokenizer = load_tokenizer()
+        self.questions = rooms.load_questions(self.work, "train")[: self.config.lessons]
         self.streams = streams_of(self.work, self.condition, "train", self.config.teacher)
 
     def tokens(self) -> nn.Module | None:

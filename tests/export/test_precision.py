@@ -51,6 +51,15 @@ class TestIslands:
         assert nodes["reduce"].input[0] == nodes["enlarge"].output[0]
         assert sum(node.op_type == "Cast" for node in half.graph.node) == 4  # around the graph and around the island
 
+    def test_share_a_weight_with_each_other_and_with_the_rest(self) -> None:
+        model = small_graph(scale=1.0)
+        nodes = {node.name: node for node in model.graph.node}
+        for name in ("reduce", "bias"):
+            nodes[name].input[1] = "scale"
+        half = to_half(model, ["enlarge", "reduce"])
+        onnx.checker.check_model(half, full_check=True)
+        assert difference(run(model), run(half))["relative"] < 5e-3
+
     def test_weights_beyond_half_are_refused_outside_islands(self) -> None:
         with pytest.raises(UserError, match=r"scale reaches 1e\+06, half .* 65504; export with --precision fp32"):
             to_half(small_graph(scale=1e6))
