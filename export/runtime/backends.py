@@ -48,7 +48,7 @@ def tensorrt_options(description: Description) -> dict[str, str]:
     options["trt_profile_max_shapes"] = profile(description.max_batch)
     if description.precision != "fp32":
         options["trt_fp16_enable"] = "1"
-    if description.precision == "int8":
+    if description.precision.startswith("int8"):
         options["trt_int8_enable"] = "1"
     return options
 

@@ -139,6 +139,11 @@ class TestSchool:
             found = [base[name], read[f"{condition}-0"][name], read[f"{condition}-1"][name]]
             assert not any(torch.equal(found[i], found[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
+    def test_asks_about_the_first_rooms_only(self, work: Path, questions) -> None:
+        for count in (1, 3):
+            asked = school.School(work, replace(CONFIG, lessons=count), "blind").questions
+            assert asked == questions[:count]
+
     def test_a_second_call_changes_nothing(self, work: Path) -> None:
         paths = [*(work / "fusion").iterdir(), *(work / "readers").iterdir()]
         before = [path.read_bytes() for path in paths]
