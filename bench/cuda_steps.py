@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.timing import Step
 from export.runtime import Encoder, RuntimeInputError
-from export.runtime.manifest import INPUT, MODEL
+from export.runtime.manifest import MODEL
 
 RELAXED = 2  # cudaStreamCaptureMode: calls of other threads do not spoil the capture
 CUDA_OPTIONS = {"use_tf32": "0"}  # as `export.runtime.backends`: the same arithmetic as the file was checked with
@@ -65,7 +65,7 @@ class BoundSession:
 
     def _bind(self, images: np.ndarray) -> None:
         self._input = self._runtime.OrtValue.ortvalue_from_numpy(images, self._device, 0)
-        self._binding.bind_ortvalue_input(INPUT, self._input)
+        self._binding.bind_ortvalue_input(self._session.get_inputs()[0].name, self._input)
         for node in self._session.get_outputs():
             shape = [len(images), *node.shape[1:]]
             value = self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, TYPES[node.type], self._device, 0)

@@ -9,8 +9,6 @@ condition "oracle" of `bench.rooms_study`. No model sees it anywhere else.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +27,7 @@ def oracle_stream(work: Path, split: str) -> np.ndarray:
     path = work / f"stream_oracle_{split}.npy"
     if not path.exists():
         stored = rooms.load(work, f"{split}_geometry")
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            poses = list(pool.map(_poses, [split] * len(stored), range(len(stored)), chunksize=50))
+        poses = list(rooms.in_parallel(_poses, len(stored), (split,), f"{split} poses"))
         found = [encode(np.asarray(own), pose) for own, pose in zip(track(stored, description="oracle"), poses, strict=True)]
         atomic_write(path, lambda temporary: _save(temporary, np.stack(found)))
     return np.load(path, mmap_mode="r")

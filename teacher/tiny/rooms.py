@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _collect(work: Path, names: Sequence[str], function: Callable, count: int, a
     paths = [work / f"{name}.{end}" for name, end in zip(names, suffix, strict=True)]
     if all(path.exists() for path in paths):
         return
-    columns = list(zip(*_in_parallel(function, count, arguments, names[0]), strict=True))
+    columns = list(zip(*in_parallel(function, count, arguments, names[0]), strict=True))
     for path, column in zip(paths, columns, strict=True):
         if path.suffix == ".jsonl":
             write_text(path, "\n".join(column) + "\n")
@@ -145,9 +146,11 @@ def _save(path: Path, rows: tuple[np.ndarray, ...]) -> None:
         np.save(stream, np.stack(rows), allow_pickle=False)
 
 
-def _in_parallel(function: Callable, count: int, arguments: tuple, label: str) -> Iterator[tuple[Any, ...]]:
+def in_parallel(function: Callable, count: int, arguments: tuple, label: str) -> Iterator[Any]:
+    """function(first, index, *rest) for every index below `count`, in order, on all cores."""
     first, *rest = arguments
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    # not forked: a process whose torch has started threads leaves its children waiting for them
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(function, first, index, *rest) for index in range(count)]
         for job in track(jobs, description=f"rendering {label}"):
             yield job.result()

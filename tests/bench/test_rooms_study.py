@@ -18,10 +18,15 @@ SMALL = rooms.RoomsConfig(videos=1, tours=3, val_tours=2, questions=24)
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Work folder of a few rooms, made in this process: starting others costs more than all of it."""
     folder = tmp_path_factory.mktemp("tiny")
-    rooms.render(folder, SMALL)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            rooms, "in_parallel", lambda make, count, given, label: (make(given[0], i, *given[1:]) for i in range(count))
+        )
+        rooms.render(folder, SMALL)
+        yield folder
 
 
 @pytest.fixture(scope="module")
