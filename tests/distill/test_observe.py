@@ -53,7 +53,7 @@ def test_a_validation_on_the_way_costs_at_most_a_twentieth(quick):
 def test_the_best_validation_on_the_way_is_shipped_on_request(quick, cache_path, tmp_path):
     """Rates that ruin the student after step 4 make an early step the best."""
     config = dataclasses.replace(
-        quick, optimizer="adamw", learning_rate=0.05, warmup=0.0, evaluate_every=2, ship="best", keep_every=2, ema=0.5
+        quick, optimizer="adamw", learning_rate=1.0, warmup=0.0, evaluate_every=2, ship="best", keep_every=2, ema=0.5
     )
     run = train(cache_path, tmp_path / "run", config)
     records = [record for record in read_log(run / "log.jsonl") if "validation" in record]
