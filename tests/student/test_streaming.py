@@ -105,7 +105,7 @@ def test_it_learns_what_only_the_past_can_tell():
     answer = torch.nn.Linear(8, 8)
     optimizer = torch.optim.Adam([*mixers.parameters(), *answer.parameters()], 1e-2)
     losses = []
-    for _ in range(100):
+    for _ in range(150):
         tokens = torch.randn(16, 6, 4, 8)
         found = tokens
         for mixer in mixers:
