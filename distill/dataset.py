@@ -133,5 +133,15 @@ def _shuffle(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def gather(frames: Frames, indices: np.ndarray) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Images (B, H, W, 3) uint8 and targets {stream: (B, N, C)} float16, on the device where the frames lie."""
-    where = torch.from_numpy(indices).to(frames.images.device)
-    return frames.images.index_select(0, where), {name: value.index_select(0, where) for name, value in frames.targets.items()}
+    return select(frames.images, indices), {name: select(value, indices) for name, value in frames.targets.items()}
+
+
+def select(values: Tensor, indices: np.ndarray) -> Tensor:
+    """Rows of `values` on its device.
+
+    On the CPU numpy does it: this runs in the thread that works ahead, and torch would give that thread OpenMP workers of its
+    own. With more workers than cores OpenMP stops spinning between loops, which makes every small product of the step slower.
+    """
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy()[indices])
+    return values.index_select(0, torch.from_numpy(indices).to(values.device))

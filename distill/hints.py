@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.config import RunConfig
 from distill.crop import cropped_tokens
-from distill.dataset import Frames, batch_indices
+from distill.dataset import Frames, batch_indices, select
 from distill.dropping import draw_keeps
 from distill.losses import Hints
 from distill.views import pair_indices
@@ -44,9 +44,7 @@ def hints_for(config: RunConfig, frames: Frames, step: int, rows: np.ndarray, sa
         rows: which frames, int64 (B,). samples: their running numbers (step * batch + i).
     """
     keep = draw_keeps(config.seed, samples, len(config.streams), config.drop) if config.drop > 0 else None
-    places = frames.places
-    if places is not None:
-        places = places.index_select(0, torch.from_numpy(rows).to(places.device))
+    places = None if frames.places is None else select(frames.places, rows)
     ramp = None
     if config.relation_ramp > 0:
         ramp = torch.tensor(min(1.0, (step + 1) / (config.relation_ramp * config.steps)))

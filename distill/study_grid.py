@@ -54,6 +54,8 @@ class Factor:
 BASE = Variant("base")
 OWN_ROOMS = "Its validation cosine is measured on the last rooms of its own cache, so compare it with no other row."
 
+ADAMW_FAST = {"optimizer": "adamw", "learning_rate": 0.003}
+
 GRID: dict[str, Factor] = {
     "normalizer": Factor(
         "How are targets scaled before they are compared?",
@@ -69,6 +71,12 @@ GRID: dict[str, Factor] = {
             Variant("0.9 cosine, 0.1 smooth-L1", {"cosine": 0.9, "smooth_l1": 0.1}),
             Variant("squared error alone", {"cosine": 0.0, "smooth_l1": 0.0, "mse": 1.0}),
         ),
+    ),
+    "optimizer": Factor(
+        "Is Muon worth the time that its update takes?",
+        "Muon 0.02 for the hidden matrices, AdamW 0.001 for the rest",
+        (Variant("AdamW alone", {"optimizer": "adamw"}), Variant("AdamW alone, rate 0.003", ADAMW_FAST)),
+        "As many steps for both; what a step costs: `vega-edge bench train --optimizer adamw`.",
     ),
     "relations": Factor(
         "Do terms that compare tokens with one another help?",
@@ -130,7 +138,7 @@ GRID: dict[str, Factor] = {
     "crops": Factor(
         "Do crops, with the teacher's map cut alike, help?",
         "none",
-        tuple(Variant(f"sides of at least {smallest}", {"crop": smallest}) for smallest in (0.7, 0.5)),
+        (Variant("sides of at least 0.6", {"crop": 0.6}),),
     ),
 }
 
