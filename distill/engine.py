@@ -9,6 +9,7 @@ Between `distill.train`, which says what a step sees, and accelerate, whose own 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from distill.distiller import Distiller
 from distill.optimize import WeightAverage, create_optimizers, rate_factor, set_rates
 from distill.state import Checkpoint, restore_optimizers
 from student.checkpoint import fill
+from teacher.launch import lone_launch, processes
 from vega_artifact import UserError
 
 if TYPE_CHECKING:
@@ -144,7 +146,9 @@ def create_accelerator(**options: Any) -> Accelerator:
     """
     from accelerate import Accelerator  # takes a second; a finished run does not wait for it
 
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = processes()
+    if advice := lone_launch(os.environ):  # the batch is that of all processes together, so the run is the same, only slower
+        print(advice, file=sys.stderr)
     on_cpu = options.pop("cpu", False) or (launched > 1 and not torch.accelerator.is_available())
     accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, **options)
     if accelerator.num_processes != launched:

@@ -6,7 +6,6 @@ torchrun --nproc_per_node 2 -m vega_edge extract ...       # or the first comman
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from teacher.cache import FeatureCache
+from teacher.launch import local_rank, rank
 from teacher.plan import Plan, Probe
 from teacher.prefetch import prefetch
 from teacher.scenes import PosedClip, SceneSource, open_scenes
@@ -26,9 +26,6 @@ from teacher.streams import Pipeline, load_pipeline
 from teacher.writer import CacheWriter
 
 SAMPLE = 16  # clips that fit a reduced storage which needs statistics
-# what torchrun and accelerate, Open MPI, Intel MPI and MPICH, and Slurm tell their processes
-RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 def extract(
@@ -178,20 +175,6 @@ def clip_record(pipeline: Pipeline, clip: PosedClip, seed: int | None, store_fra
     return record
 
 
-def rank() -> int:
-    """Number of this process among those started together, 0 where nobody says so."""
-    return _told(RANK)
-
-
-def local_rank() -> int:
-    """The same within this machine."""
-    return _told(LOCAL_RANK)
-
-
 def own_device() -> str:
     """Where this process computes if nothing else is said: processes on one machine take its GPUs in turn; else the CPU."""
     return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-
-
-def _told(names: Sequence[str]) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), 0)

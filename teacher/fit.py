@@ -28,12 +28,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from teacher.cache import FeatureCache
-from teacher.extract import RANK
 from teacher.fit_folder import CHECKPOINT, CONFIG, WEIGHTS, is_complete, read_checkpoint, reader_weights, write_checkpoint
 from teacher.fit_streams import SceneStreams
+from teacher.launch import lone_launch
 from teacher.lessons import Lessons, read_lessons
 from teacher.tutor import BLIND, EMBEDDED, Parts, build
-from teacher.verbs import lone_launch
 from vega_artifact import UserError, atomic_write, canonical, file_sha256, write_json, write_manifest
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def fit(cache: Path | str, questions: Sequence[Path | str], out: Path | str, con
         UserError: no finished cache, no usable question, a folder of another fit, a missing package, a launcher that started
             one process where several were asked for, a loss that is no longer finite (names the step), a full disk.
     """
-    if lone_launch(os.environ) and not any(name in os.environ for name in RANK):
+    if lone_launch(os.environ):
         raise UserError(
             "accelerate launch starts one process on CPUs whatever --num_processes says, which would learn from smaller "
             "batches; use torchrun --nproc_per_node N -m vega_edge fit, or --num_processes 1"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +58,7 @@ class Extract:
 
     def run(self) -> None:
         from teacher.extract import extract, prepare
+        from teacher.launch import lone_launch
 
         if advice := lone_launch(os.environ):
             print(advice, file=sys.stderr)
@@ -143,8 +143,8 @@ class Fit:
     """Seed of fresh weights and of the order of scenes and questions."""
 
     def run(self) -> None:
-        from teacher.extract import rank
         from teacher.fit import FitConfig, fit
+        from teacher.launch import rank
         from teacher.tutor import Parts
         from vega_artifact import read_manifest
 
@@ -159,13 +159,3 @@ class Fit:
         manifest = read_manifest(fit(self.cache, self.questions, self.out, config), "fit")
         if rank() == 0:
             print(f"{self.out}: fit {manifest['fingerprint']}, {manifest['trained']} parameters trained, {manifest['lessons']}")
-
-
-def lone_launch(environment: Mapping[str, str]) -> str | None:
-    """What to tell a user whose launcher was asked for several processes and started one, None if it did not."""
-    if environment.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in environment and "RANK" not in environment:
-        return (
-            "note: accelerate starts one process on CPUs whatever --num_processes says (more need its MPI launcher); "
-            "for N processes use torchrun --nproc_per_node N, or run this very command N times at once"
-        )
-    return None

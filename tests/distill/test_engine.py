@@ -140,3 +140,10 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator", lambda **options: type("One", (), {"num_processes": 1}))
     with pytest.raises(UserError, match="2 processes were launched, accelerate sees 1; start them with torchrun"):
         create_accelerator()
+
+
+def test_a_launcher_that_starts_one_process_where_two_were_asked_for_is_told_of(monkeypatch, capsys):
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)  # what `accelerate launch --cpu --num_processes 2` leaves
+    assert create_accelerator().num_processes == 1
+    assert "use torchrun --nproc_per_node N, or give that flag where MPI is there" in capsys.readouterr().err

@@ -21,7 +21,8 @@ import vega_edge
 from teacher import load_pipeline
 from teacher import writer as cache_module
 from teacher.cache import FeatureCache
-from teacher.extract import LOCAL_RANK, extract
+from teacher.extract import extract
+from teacher.launch import LOCAL_RANK
 from teacher.scenes import open_scenes
 from teacher.verbs import Extract
 from vega_artifact import UserError, file_sha256
