@@ -51,6 +51,12 @@ def demo() -> RunConfig:
 
 
 @register
+def first_demo() -> RunConfig:
+    """What the first `make demo` trained: vit_micro in 400 steps of 48 frames; the mark to beat in `distill.contest`."""
+    return RunConfig(student="vit_micro", steps=400, batch=48, evaluate_every=100, checkpoint_seconds=20.0)
+
+
+@register
 def smoke() -> RunConfig:
     """20 steps of 8 frames: does everything once, learns next to nothing; for tests."""
     return RunConfig(steps=20, batch=8, evaluate_every=10, log_every=5, checkpoint_seconds=5.0, progress=False)

@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from distill import RunConfig, recipes, study_report
+from distill import RunConfig, command, recipes, study_report
 from distill.study_grid import BASE, Variant, chosen, clips
 from distill.study_scores import scores
 from distill.study_worker import Worker, Workers
@@ -200,16 +198,7 @@ def _written(name: str, value: Any) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, 2 for bad input with one sentence on stderr, 130 when interrupted."""
-    try:
-        print(tyro.cli(Study, prog="distill.study", args=arguments).run())
-    except UserError as error:
-        print(f"distill.study: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("distill.study: interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(Study, "distill.study", arguments)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def scores(files: Mapping[str, Sequence[Path]], base: Mapping[str, Sequence[Path
     return found
 
 
-def read_sums(paths: Sequence[Path], metric: str) -> np.ndarray | None:
-    """Sums of a metric, float64 (seeds, rooms, K), from one file per seed; None where the rooms do not carry it.
+def read_sums(paths: Sequence[Path], metric: str, model: str = MODEL) -> np.ndarray | None:
+    """Sums of a metric of a model, float64 (seeds, rooms, K), from one file per seed; None where the rooms do not carry it.
 
     Raises:
         UserError: a file without sums, or files about different rooms.
@@ -83,7 +83,7 @@ def read_sums(paths: Sequence[Path], metric: str) -> np.ndarray | None:
             raise UserError(f"{path}: no sums per room in it; delete it, the study makes it again")
         if metric not in found["sums"]:
             return None
-        table = found["sums"][metric][MODEL]
+        table = found["sums"][metric][model]
         if rooms is not None and list(table) != rooms:
             raise UserError(f"{path}: about other rooms than {paths[0]}; delete both, the study makes them again")
         rooms = list(table)
@@ -112,6 +112,24 @@ def difference(variant: np.ndarray, base: np.ndarray, metric: str) -> Estimate:
     drawn = reduce(_resampled(variant, weights, 1)) - reduce(_resampled(base, weights, 2))
     value = reduce(variant.sum((0, 1))) - reduce(base.sum((0, 1)))
     return _estimate(drawn, value, reduce(variant.sum(1)) - reduce(base.sum((0, 1))))
+
+
+def kept(variant: np.ndarray, teacher: np.ndarray, floor: np.ndarray, metric: str) -> Estimate:
+    """Part of what the teacher has above a floor that a variant has, too; every draw takes the same rooms for all three.
+
+    Args:
+        variant: (seeds, rooms, K). teacher, floor: (1, rooms, K), rooms in the same order.
+
+    Returns:
+        1 where the variant is as good as the teacher; NaN draws, where the teacher does not rise above the floor, are left out.
+    """
+    reduce, weights = METRICS[metric], _rooms(floor.shape[1])
+    ours, theirs, least = (reduce(_resampled(table, weights, 1)) for table in (variant, teacher, floor))
+    whole, top, bottom = (reduce(table.sum((0, 1))) for table in (variant, teacher, floor))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.where(theirs > least, (ours - least) / (theirs - least), np.nan)
+    seeds = (reduce(variant.sum(1)) - bottom) / (top - bottom)
+    return _estimate(drawn, (whole - bottom) / (top - bottom), seeds)
 
 
 def _estimate(drawn: np.ndarray, value: np.ndarray, seeds: np.ndarray) -> Estimate:
