@@ -157,8 +157,9 @@ def torch_cases(folders: Sequence[Path], run: Path, request: Request) -> list[Ca
     for folder, manifest in zip(exports, manifests):
         check_parent(manifest, "run", fingerprint, folder)
     from bench import torch_steps
+    from student import load_model
 
-    student, base = torch_steps.load(run), open_encoder(exports[0], "onnxruntime", request.threads)
+    student, base = load_model(run), open_encoder(exports[0], "onnxruntime", request.threads)
     cases: list[Case] = []
     for name in request.wanted(TORCH):
         try:

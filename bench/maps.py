@@ -8,6 +8,7 @@ From a cache (frames and teacher streams), a run and an export to mappings scene
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from export.runtime import Encoder
 from export.runtime.preprocess import resize
-from student import load_student
+from student import AnyStudent, StudentModel, load_model
 from teacher.cache import FeatureCache
 from teacher.scenes import PosedClip, open_scenes
 from vega_artifact import UserError, check_parent, read_manifest
@@ -87,13 +88,18 @@ def raw_patches(frames: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def student_maps(caches: Sequence[FeatureCache], run: Path, stream: str, undistilled: bool) -> Maps:
     """The torch student of a run, or the untrained weights it began with."""
-    model = load_student(run, undistilled=undistilled)
+    model = load_model(run, undistilled=undistilled)
 
     @torch.inference_mode()
     def encode(frames: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: tokens.numpy() for name, tokens in model(model.preprocess(frames)).items()}
+        return {name: tokens.numpy() for name, tokens in model.film(model.preprocess(frames)).items()}
 
-    return network_maps(caches, encode, model.config.grid, stream, run)
+    return network_maps(caches, encode, model.grid, stream, run, step_of(model))
+
+
+def step_of(student: AnyStudent) -> int:
+    """Frames a student is given at once: one with memory sees a clip in one go."""
+    return STEP if isinstance(student, StudentModel) else sys.maxsize
 
 
 def exported_maps(caches: Sequence[FeatureCache], export: Path, stream: str) -> Maps:
@@ -108,14 +114,15 @@ def network_maps(
     grid: tuple[int, int],
     stream: str,
     where: Path,
+    step: int = STEP,
 ) -> Maps:
-    """`encode`: frames (T, H, W, 3) uint8 -> stream -> tokens (T, N, C), row-major over `grid`."""
+    """`encode`: at most `step` frames (T, H, W, 3) uint8 -> stream -> tokens (T, N, C), row-major over `grid`."""
 
     def make(cache: FeatureCache, scene_id: str) -> np.ndarray:
         frames = cache.read(scene_id, "rgb")
         pieces = []
-        for start in range(0, len(frames), STEP):
-            streams = encode(frames[start : start + STEP])
+        for start in range(0, len(frames), step):
+            streams = encode(frames[start : start + step])
             if stream not in streams:
                 raise UserError(f"{where}: no stream {stream!r} in it; it has {', '.join(sorted(streams))}")
             pieces.append(streams[stream])

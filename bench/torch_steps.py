@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,10 @@ from torch import Tensor, nn
 
 from bench.timing import Step
 from export.runtime import Encoder
-from student import load_streaming, load_student
-from vega_artifact import UserError, read_manifest
+from vega_artifact import UserError
 
 Forward = Callable[[Tensor], list[Tensor]]
 WARM_CALLS = 3  # before a capture: libraries choose and allocate in the first calls
-
-
-def load(run: Path) -> nn.Module:
-    """The torch student of a run, of either kind."""
-    return load_streaming(run) if "frame" in read_manifest(run, "run")["student"] else load_student(run)
 
 
 def steps(student: nn.Module, encoder: Encoder, backend: str) -> tuple[Step, ...]:

@@ -23,7 +23,7 @@ from bench.probes import Rooms
 from distill.config import RunConfig
 from distill.dataset import split_scenes
 from distill.observe import Findings
-from student import StudentModel
+from student import AnyStudent, StudentModel
 from teacher.cache import FeatureCache
 from teacher.scenes import PosedClip, open_scenes
 from vega_artifact import UserError
@@ -66,14 +66,15 @@ class Watch:
         raw = maps.Maps([cache], lambda home, scene: maps.raw_patches(home.read(scene, "rgb"), (grid[0], grid[1])))
         self.bounds = {"teacher": self.score("teacher", self.teacher), "raw_patches": self.score("raw_patches", raw)}
 
-    def __call__(self, student: StudentModel) -> Findings:
+    def __call__(self, student: AnyStudent) -> Findings:
         device = next(student.parameters()).device
 
         def encode(frames: np.ndarray) -> dict[str, np.ndarray]:
             with torch.inference_mode():
-                return {name: value.cpu().numpy() for name, value in student(student.preprocess(frames).to(device)).items()}
+                streams = student.film(student.preprocess(frames).to(device))
+            return {name: value.cpu().numpy() for name, value in streams.items()}
 
-        found = maps.network_maps([self.cache], encode, student.config.grid, self.stream, self.cache.path)
+        found = maps.network_maps([self.cache], encode, student.grid, self.stream, self.cache.path, maps.step_of(student))
         scores = self.score("student", found)
         numbers = dict(scores)
         for model, values in self.bounds.items():

@@ -25,6 +25,7 @@ from distill.hints import check_pairs, hints_for, prepared, step_indices
 from distill.losses import NO_HINTS, Hints
 from distill.normalize import Normalizer
 from distill.online import LiveFrames
+from distill.windows import check_windows
 from student import Preprocess
 from teacher.cache import FeatureCache
 from vega_artifact import UserError
@@ -89,6 +90,7 @@ class Batches:
     ) -> None:
         self.share = share(config, processes)
         check_pairs(config, self.share)
+        check_windows(config, self.share)
         if config.batch > len(frames):
             have = f"{len(frames)} frames of {len(frames.scenes)} training scenes"
             raise UserError(f"run config: batch {config.batch} is larger than the data, {have}; lower batch or extract more")

@@ -35,6 +35,10 @@ class RunConfig:
     """Weight file the backbone starts from, or hub / hub:REPO; none: from scratch."""
     image_size: tuple[int, int] | None = None
     """Student input (height, width) in pixels; none: as the frames lie in the cache."""
+    memory: int = 0
+    """Channels that the student remembers per token from frame to frame (student.StreamingStudent); 0: every frame alone."""
+    window: int = 8
+    """Consecutive frames that a student with memory learns from at once."""
     weights: Mapping[str, float] = field(default_factory=lambda: {"fused": 1.0, "generative": 0.5, "semantic": 0.25})
     """Teacher streams to learn, with their weights in the loss; 0 leaves a stream out."""
 
@@ -114,7 +118,7 @@ class RunConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch", "accumulate", "rate_batch", "evaluate_every", "log_every")
+        positive = ("steps", "batch", "window", "accumulate", "rate_batch", "evaluate_every", "log_every")
         wrong = [f"{name} must be at least 1" for name in positive if getattr(self, name) < 1]
         parts = {"warmup": 1.0, "ema": 1.0, "validation_part": 0.5, "jitter": 0.9, "crop": 1.0, "probe_share": 1.0}
         parts |= {"relation_ramp": 1.0, "drop": 1.0}
@@ -127,8 +131,10 @@ class RunConfig:
             wrong.append("weights must not be negative and at least one stream's must be above 0")
         if self.ship == "best" and self.validation_part == 0:
             wrong.append("ship=best needs a validation_part above 0")
-        if min(self.checkpoint_steps, self.keep_every) < 0:
-            wrong.append("checkpoint_steps and keep_every must not be negative")
+        if min(self.checkpoint_steps, self.keep_every, self.memory) < 0:
+            wrong.append("checkpoint_steps, keep_every and memory must not be negative")
+        if self.memory > 0 and (self.crop > 0 or self.cross_view > 0):
+            wrong.append("a student with memory sees whole frames in order: set crop=0 and cross_view=0, or memory=0")
         if self.threads is not None and self.threads < 1:
             wrong.append("threads must be at least 1")
         if wrong:

@@ -18,36 +18,49 @@ from torch.nn.functional import cosine_similarity
 from distill.augment import prepare
 from distill.dataset import Frames, gather
 from distill.losses import vectors
-from student import StudentModel
+from student import AnyStudent, StudentModel
 
 BATCH = 48
 
 
 @torch.no_grad()
 def validation_cosines(
-    student: StudentModel, frames: Frames, means: Mapping[str, Tensor], limit: int | None = None
+    student: AnyStudent, frames: Frames, means: Mapping[str, Tensor], limit: int | None = None
 ) -> dict[str, dict[str, float]]:
     """{stream: {"raw": mean cosine, "centred": mean cosine}} of the student's outputs, in float32, the teacher's units.
 
     Args:
         means: stream -> (C,) mean of the teacher's training tokens.
-        limit: look at this many frames, spread evenly; None takes all.
+        limit: look at this many frames, spread evenly; None takes all. A student with memory sees whole scenes, in order.
     """
-    chosen = np.arange(len(frames))
-    if limit is not None and limit < len(frames):
-        chosen = np.linspace(0, len(frames) - 1, limit).round().astype(np.int64)
+    if isinstance(student, StudentModel):
+        chosen = _spread(np.arange(len(frames)), limit)
+        blocks = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
+    else:
+        count = None if limit is None else max(1, limit * len(frames.lengths) // len(frames))
+        scenes = _spread(np.arange(len(frames.lengths)), count)
+        ends = np.cumsum(frames.lengths)
+        blocks = [np.arange(ends[scene] - frames.lengths[scene], ends[scene]) for scene in scenes]
+    total = sum(map(len, blocks))
     device = next(student.parameters()).device
     mean, std = (torch.tensor(values, device=device) for values in (student.preprocess.mean, student.preprocess.std))
     sums = {name: {"raw": 0.0, "centred": 0.0} for name in means}
     training = student.training
     student.eval()
-    for start in range(0, len(chosen), BATCH):
-        images, targets = gather(frames, chosen[start : start + BATCH])
-        outputs = student(prepare(images.to(device), None, mean, std))
+    for block in blocks:
+        images, targets = gather(frames, block)
+        outputs = student.film(prepare(images.to(device), None, mean, std))
         for name, centre in means.items():
             ours, theirs = outputs[name].float(), targets[name].to(device).float()
             for key, shift in (("raw", 0), ("centred", centre)):
                 pair = vectors(ours - shift), vectors(theirs - shift)
                 sums[name][key] += cosine_similarity(*pair, dim=-1).mean(-1).sum().item()
     student.train(training)
-    return {name: {key: total / len(chosen) for key, total in sums[name].items()} for name in means}
+    return {name: {key: found / total for key, found in sums[name].items()} for name in means}
+
+
+def _spread(values: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` of these, evenly spread."""
+    if limit is None or limit >= len(values):
+        return values
+    return values[np.linspace(0, len(values) - 1, limit).round().astype(np.int64)]

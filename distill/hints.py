@@ -18,11 +18,15 @@ from distill.dataset import Frames, batch_indices, select
 from distill.dropping import draw_keeps
 from distill.losses import Hints
 from distill.views import pair_indices
+from distill.windows import window_indices
 from vega_artifact import UserError
 
 
 def step_indices(config: RunConfig, step: int, frames: Frames) -> np.ndarray:
-    """Which frames a step (0-based) sees, int64 (batch,): pairs of views where the objective compares them."""
+    """Which frames a step (0-based) sees, int64 (batch,): pairs of views where the objective compares them, windows of frames
+    in a row where the student has a memory."""
+    if config.memory > 0:
+        return window_indices(config.seed, step, config.batch, config.window, frames.lengths)
     if config.cross_view > 0:
         return pair_indices(config.seed, step, config.batch, frames.lengths)
     return batch_indices(config.seed, step, config.batch, len(frames))

@@ -19,7 +19,7 @@ from distill.config import RunConfig
 from distill.dataset import Frames
 from distill.evaluate import validation_cosines
 from distill.log import RunLog
-from student import StudentModel
+from student import AnyStudent
 
 QUICK_VALIDATION = 96  # frames of the validations on the way, at most
 VALIDATION_SHARE = 0.05  # of the time between two of them that a validation may take; looking is a third of learning
@@ -33,7 +33,7 @@ class Findings:
     pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
-Probes = Callable[[StudentModel], Findings]
+Probes = Callable[[AnyStudent], Findings]
 
 
 def quick_frames(config: RunConfig) -> int:
@@ -53,7 +53,7 @@ class Observer:
 
     def __init__(
         self,
-        student: StudentModel,
+        student: AnyStudent,
         validation: Frames,
         means: Mapping[str, Tensor],
         config: RunConfig,

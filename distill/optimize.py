@@ -24,7 +24,7 @@ def create_optimizers(student: nn.Module, config: RunConfig) -> list[Optimizer]:
     embeddings do not decay. Peak rates are those of the config, scaled to its batch.
     """
     named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
-    hidden = [p for name, p in named if config.optimizer == "muon" and name.startswith("backbone.") and p.ndim == 2]
+    hidden = [p for name, p in named if config.optimizer == "muon" and _is_backbone(name) and p.ndim == 2]
     taken = {id(parameter) for parameter in hidden}
     rest = [(name, parameter) for name, parameter in named if id(parameter) not in taken]
     decayed = [p for name, p in rest if _decays(name, p)]
@@ -37,6 +37,10 @@ def create_optimizers(student: nn.Module, config: RunConfig) -> list[Optimizer]:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"] = group["lr"] * config.rate_factor
     return optimizers
+
+
+def _is_backbone(name: str) -> bool:
+    return name.removeprefix("frame.").startswith("backbone.")
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

@@ -39,7 +39,7 @@ from distill.online import OnlineCache, sample
 from distill.state import LOG, RunFolder
 from distill.views import token_places
 from distill.warm_start import read_start, take_weights
-from student import StudentModel, create_student
+from student import StreamingStudent, StudentModel, create_student
 from student.checkpoint import INITIAL_WEIGHTS, WEIGHTS, config_to_json, save_weights
 from student.heads import Denormalizer
 from teacher.cache import FeatureCache
@@ -121,8 +121,11 @@ class Trainer:
         found = {name: estimate_from(cache, name, known, config.normalizer) for name in self.streams}
         self.normalizers = {name: normalizer for name, (normalizer, _) in found.items()}
         means = {name: mean.to(self.device) for name, (_, mean) in found.items()}
-        student = self._create_student(frames, grid)
-        self.new_heads = take_weights(student, start_from) if start_from is not None else None
+        single = self._create_student(frames, grid)
+        self.new_heads = take_weights(single, start_from) if start_from is not None else None
+        student = (
+            single if config.memory == 0 else StreamingStudent.from_student(single, memory=config.memory, seed=config.seed)
+        )
         self.student_config, self.preprocess = student.config, student.preprocess
         self.initial = {name: value.clone() for name, value in student.state_dict().items()}
         self.frames = _placed(frames, self.device)
@@ -132,7 +135,7 @@ class Trainer:
         ceilings = {name: found["ceiling"] for name, found in self.floor.items()}
         self.observer = Observer(copy.deepcopy(student).to(self.device), self.validation, means, config, probes, ceilings)
         self.precision = resolve_precision(config.precision, self.device)
-        self.engine = Engine(accelerator, Distiller(student, self._objective(), self.precision), config)
+        self.engine = Engine(accelerator, Distiller(student, self._objective(), self.precision, config.window), config)
         dealt = (accelerator.num_processes, accelerator.process_index)
         self.batches = Batches(self.frames, self.normalizers, self.preprocess, grid, config, self.device, *dealt)
         self.step, self.seconds, self.interrupt = 0, 0.0, Interrupt()
@@ -333,7 +336,7 @@ class Trainer:
         """What "auto" became and what the numbers' last bits depend on."""
         return {
             "precision": self.precision,
-            "image_size": list(self.student_config.image_size),
+            "image_size": list(self.preprocess.size),
             "optimizers": [type(optimizer).__name__ for optimizer in self.engine.optimizers],
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "spread": self.engine.kind,
@@ -355,6 +358,10 @@ class Window:
         self.scalars.append(scalars)
         self.waited += waited
         self.worked += worked
+
+
+def _remembering(student: StudentModel, config: RunConfig) -> StreamingStudent:
+    return StreamingStudent.from_student(student, memory=config.memory, seed=config.seed)
 
 
 def _placed(frames: Frames, device: torch.device) -> Frames:

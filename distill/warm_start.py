@@ -25,12 +25,14 @@ def read_start(run: Path) -> dict[str, Any]:
 def take_weights(student: StudentModel, run: Path) -> list[str]:
     """Fill the backbone, and the heads that are there in the same shape; returns the streams whose head stays new.
 
-    Denormalisers stay as they are: they belong to the cache of this run.
+    Denormalisers stay as they are: they belong to the cache of this run. Of a student with memory the part that sees single
+    frames is taken.
 
     Raises:
         UserError: the backbone is another one, or for images of another size; the sentence names the first difference.
     """
-    theirs, ours = read_weights(run / WEIGHTS), student.state_dict()
+    theirs = {name.removeprefix("frame."): value for name, value in read_weights(run / WEIGHTS).items()}
+    ours = student.state_dict()
     for name, value in ours.items():
         if name.startswith("backbone.") and (name not in theirs or theirs[name].shape != value.shape):
             found = tuple(theirs[name].shape) if name in theirs else "missing"

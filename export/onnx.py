@@ -29,7 +29,7 @@ from export.frames import Calibration, calibration_frames
 from export.golden import golden_frames, torch_streams, write_golden
 from export.int8 import weighted_nodes
 from export.parity import TOLERANCES, check_parity, probe_images
-from export.precision import QUANTIZED, VARIANTS, Probes, score, typed
+from export.precision import PRECISIONS, QUANTIZED, VARIANTS, Probes, score, typed
 from export.runtime.manifest import MODEL
 from export.runtime.preprocess import preprocess
 from export.sizes import at_size
@@ -168,6 +168,8 @@ def export_run(
         raise UserError(f"precision {precision}: ranges are measured on real frames; give the cache of the run (--cache CACHE)")
     config = ExportConfig(precision, None if heads is None else tuple(heads), size=size, pixels=pixels)
     parent = read_manifest(run, "run")
+    if "frame" in parent.get("student", {}):
+        return _export_step(run, out, config)
     check_replaceable(out, "export")
     if cache is not None:
         config = replace(config, calibration=f"cache {read_manifest(cache, 'cache')['fingerprint']}")
@@ -180,6 +182,18 @@ def export_run(
     with staged_folder(out, "export") as folder:
         write_export(load_student(run), folder, config, parent["fingerprint"], frames)
     return out
+
+
+def _export_step(run: Path, out: Path, config: ExportConfig) -> Path:
+    """The same for a student with memory, of which one step is written."""
+    from export.streaming import export_streaming
+
+    if config != ExportConfig(config.precision, config.heads) or config.precision not in PRECISIONS:
+        raise UserError(
+            f"{run}: holds a student with memory, whose step is written in {' or '.join(PRECISIONS)} at the size it learned "
+            "with, and takes float frames; leave the other flags out"
+        )
+    return export_streaming(run, out, precision=config.precision, heads=config.heads)
 
 
 def is_complete(out: Path, config: ExportConfig, run_fingerprint: str) -> bool:

@@ -5,12 +5,13 @@
     python -c "from student import list_students; print(list_students())"
 """
 
-from student.checkpoint import load_streaming, load_student
+from student.checkpoint import load_model, load_streaming, load_student
 from student.model import Preprocess, StudentConfig, StudentModel, create_student
 from student.registry import list_students
-from student.streaming import StreamingConfig, StreamingStudent
+from student.streaming import AnyStudent, StreamingConfig, StreamingStudent
 
 __all__ = [
+    "AnyStudent",
     "Preprocess",
     "StreamingConfig",
     "StreamingStudent",
@@ -18,6 +19,7 @@ __all__ = [
     "StudentModel",
     "create_student",
     "list_students",
+    "load_model",
     "load_streaming",
     "load_student",
 ]

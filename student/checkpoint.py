@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from student.model import StudentConfig, StudentModel
-from student.streaming import StreamingConfig, StreamingStudent
+from student.streaming import AnyStudent, StreamingConfig, StreamingStudent
 from vega_artifact import UserError, atomic_write, canonical, read_manifest, verify_files
 
 WEIGHTS = "student.safetensors"
@@ -61,7 +61,7 @@ def _frame_config(record: Mapping[str, Any]) -> StudentConfig:
     return StudentConfig(**{**record, **sizes})
 
 
-def fill(model: StudentModel | StreamingStudent, tensors: Mapping[str, Tensor], where: Path | str) -> None:
+def fill(model: AnyStudent, tensors: Mapping[str, Tensor], where: Path | str) -> None:
     """Load weights strictly; a mismatch is a UserError with the first lines of what differs."""
     try:
         model.load_state_dict(dict(tensors))
@@ -81,7 +81,7 @@ def load_student(run: Path | str, *, undistilled: bool = False) -> StudentModel:
     Raises:
         UserError: no finished run, weights missing, altered or not fitting, or a streaming student.
     """
-    student = _load(Path(run), undistilled)
+    student = load_model(run, undistilled=undistilled)
     if not isinstance(student, StudentModel):
         raise UserError(f"{run}: holds a streaming student, which needs frames in order; load it with student.load_streaming")
     return student
@@ -89,13 +89,15 @@ def load_student(run: Path | str, *, undistilled: bool = False) -> StudentModel:
 
 def load_streaming(run: Path | str, *, undistilled: bool = False) -> StreamingStudent:
     """The streaming student of a finished run; arguments, device and errors as for `load_student`."""
-    student = _load(Path(run), undistilled)
+    student = load_model(run, undistilled=undistilled)
     if not isinstance(student, StreamingStudent):
         raise UserError(f"{run}: holds a student of single frames, no streaming one; load it with student.load_student")
     return student
 
 
-def _load(run: Path, undistilled: bool) -> StudentModel | StreamingStudent:
+def load_model(run: Path | str, *, undistilled: bool = False) -> AnyStudent:
+    """The student of a finished run, of whichever kind; arguments, device and errors as for `load_student`."""
+    run = Path(run)
     manifest = read_manifest(run, "run")
     name = INITIAL_WEIGHTS if undistilled else WEIGHTS
     if name not in manifest["files"] or "student" not in manifest:

@@ -119,6 +119,15 @@ class StudentModel(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.denormalise(self.normalised(images))
 
+    def film(self, images: Tensor) -> dict[str, Tensor]:
+        """Frames (T, 3, H, W) of one camera in order -> {stream: (T, N, C)}; here each is answered alone."""
+        return self(images)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Of the teacher's tokens."""
+        return self.config.grid
+
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 

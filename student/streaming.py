@@ -163,6 +163,18 @@ class StreamingStudent(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.frame.denormalise(self.normalised(images))
 
+    def film(self, images: Tensor) -> dict[str, Tensor]:
+        """Frames (T, 3, H, W) of one camera in order, from an empty memory -> {stream: (T, N, C)}."""
+        return {name: value[0] for name, value in self(images[None]).items()}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Of the teacher's tokens."""
+        return self.config.frame.grid
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def _mix(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         expected = [(tokens.shape[0], *self.state_shape[1:])] * self.config.layers
         if [tuple(memory.shape) for memory in state] != expected:
@@ -173,3 +185,6 @@ class StreamingStudent(nn.Module):
             tokens, memory = mixer(tokens, memory)
             after.append(memory)
         return tokens, tuple(after)
+
+
+AnyStudent = StudentModel | StreamingStudent
