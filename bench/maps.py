@@ -17,7 +17,7 @@ import torch
 
 from export.runtime import Encoder
 from export.runtime.preprocess import resize
-from student import AnyStudent, StudentModel, load_model
+from student import AnyStudent, StreamingStudent, load_model
 from teacher.cache import FeatureCache
 from teacher.scenes import PosedClip, open_scenes
 from vega_artifact import UserError, check_parent, read_manifest
@@ -99,7 +99,7 @@ def student_maps(caches: Sequence[FeatureCache], run: Path, stream: str, undisti
 
 def step_of(student: AnyStudent) -> int:
     """Frames a student is given at once: one with memory sees a clip in one go."""
-    return STEP if isinstance(student, StudentModel) else sys.maxsize
+    return sys.maxsize if isinstance(student, StreamingStudent) else STEP
 
 
 def exported_maps(caches: Sequence[FeatureCache], export: Path, stream: str) -> Maps:

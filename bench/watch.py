@@ -23,7 +23,7 @@ from bench.probes import Rooms
 from distill.config import RunConfig
 from distill.dataset import split_scenes
 from distill.observe import Findings
-from student import AnyStudent, StudentModel
+from student import AnyStudent
 from teacher.cache import FeatureCache
 from teacher.scenes import PosedClip, open_scenes
 from vega_artifact import UserError

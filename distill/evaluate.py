@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 from distill.augment import prepare
 from distill.dataset import Frames, gather
 from distill.losses import vectors
-from student import AnyStudent, StudentModel
+from student import AnyStudent, StreamingStudent
 
 BATCH = 48
 
@@ -33,14 +33,14 @@ def validation_cosines(
         means: stream -> (C,) mean of the teacher's training tokens.
         limit: look at this many frames, spread evenly; None takes all. A student with memory sees whole scenes, in order.
     """
-    if isinstance(student, StudentModel):
-        chosen = _spread(np.arange(len(frames)), limit)
-        blocks = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
-    else:
+    if isinstance(student, StreamingStudent):
         count = None if limit is None else max(1, limit * len(frames.lengths) // len(frames))
         scenes = _spread(np.arange(len(frames.lengths)), count)
         ends = np.cumsum(frames.lengths)
         blocks = [np.arange(ends[scene] - frames.lengths[scene], ends[scene]) for scene in scenes]
+    else:
+        chosen = _spread(np.arange(len(frames)), limit)
+        blocks = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
     total = sum(map(len, blocks))
     device = next(student.parameters()).device
     mean, std = (torch.tensor(values, device=device) for values in (student.preprocess.mean, student.preprocess.std))

@@ -19,7 +19,7 @@ class Oracle(nn.Module):
         self.unused = nn.Parameter(torch.zeros(1))
         self.preprocess, self.answers, self.place = LOOK, answers, 0
 
-    def forward(self, images):
+    def film(self, images):
         self.place += len(images)
         return {"fused": self.answers[self.place - len(images) : self.place]}
 
