@@ -10,6 +10,7 @@ gate is skipped, and says so.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -20,11 +21,12 @@ from export.runtime.manifest import MODEL
 from export.tensorrt import input_shapes, strongly_typed_flag
 from vega_artifact import UserError, read_manifest, verify_files
 
-LIBRARY = "tensorrt_rtx"
+LIBRARIES = ("tensorrt_rtx", "tensorrt_rtx_bindings")  # the second: its wheels without the package that only renames them
 LAYER = re.compile(r"Name: ([^,{}\n]+), LayerType: (\w+)")  # a line of the build log at detailed verbosity
-DATATYPE = re.compile(r"Format/Datatype: (\w+)")
+DATATYPE = re.compile(r"(?:Format/)?Datatype: (\w+)")  # of TensorRT-RTX 1.4 and of 1.7
 EXPECTED_TYPE = {"fp32": "Float", "fp16": "Half", "int8": "Int8", "int8_fp16": "Int8"}
-SLACK = 1 << 20  # bytes of kernels and tables beside the weights
+MEMORY = re.compile(r"Total (Weights|Activation) Memory: (\d+) bytes")
+SLACK = 1 << 16  # bytes of constants that the compiler adds to the weights of a small network
 
 
 def check_export(export: Path | str) -> dict[str, Any]:
@@ -32,33 +34,48 @@ def check_export(export: Path | str) -> dict[str, Any]:
 
     Returns:
         {"skipped": reason} where the package is absent; else library, version, layers, mha (fused attention kernels), types
-        (tensors by data type, from the build log), bytes of the engine and of the weights it should hold.
+        (tensors by data type, from the build log), bytes of the engine, of the weights it holds, of those it should hold, and
+        of its activations at the largest batch. What an engine has beyond its weights are kernels, some megabytes.
 
     Raises:
         UserError: no export, an altered file, a graph the compiler refuses, attention that was not fused, types other than the
-            precision asks for, or an engine whose size differs from its weights by more than 10 %.
+            precision asks for, or an engine that holds 10 % more or less weights than the file.
     """
     export = Path(export)
     manifest = read_manifest(export, "export")
     verify_files(export, manifest)
     model = load_model(export / MODEL)
     try:
-        trt = importlib.import_module(LIBRARY)
+        trt = compiler()
     except (ImportError, OSError) as error:  # OSError: bindings without their libraries
-        return {"skipped": f"{LIBRARY} cannot be imported here ({error}); pip install tensorrt-rtx"}
+        wheels = "tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
+        return {"skipped": f"{LIBRARIES[0]} cannot be imported here ({error}); pip install {wheels}"}
     plan, log = build(trt, (export / MODEL).read_bytes(), input_shapes(manifest), int(manifest["config"]["max_batch"]))
     names = [name for name, _ in LAYER.findall(log)]
+    memory = {name.lower(): int(size) for name, size in MEMORY.findall(log)}
     found = {
-        "library": LIBRARY,
+        "library": LIBRARIES[0],
         "version": str(trt.__version__),
         "layers": len(names),
         "mha": sum("mha" in name for name in names),
         "types": dict(Counter(DATATYPE.findall(log))),
         "bytes": len(plan),
+        "engine_weights": memory.get("weights"),
+        "activations": memory.get("activation"),
         "weights": sum(len(tensor.raw_data) for tensor in model.graph.initializer),
     }
     judge(export, manifest, found)
     return found
+
+
+def compiler() -> Any:
+    """The module of TensorRT-RTX, under whichever name it is installed; the first name's error if under none."""
+    try:
+        return importlib.import_module(LIBRARIES[0])
+    except ImportError:
+        if importlib.util.find_spec(LIBRARIES[1]) is None:
+            raise
+        return importlib.import_module(LIBRARIES[1])
 
 
 def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: int) -> tuple[bytes, str]:
@@ -81,7 +98,7 @@ def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: i
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise UserError(f"{LIBRARY} refuses the graph ({reasons}); try another --precision")
+        raise UserError(f"{LIBRARIES[0]} refuses the graph ({reasons}); try another --precision")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
@@ -92,7 +109,7 @@ def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: i
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise UserError(f"{LIBRARY} could not build the graph ({lines[-1] if lines else 'no reason given'})")
+        raise UserError(f"{LIBRARIES[0]} could not build the graph ({lines[-1] if lines else 'no reason given'})")
     return bytes(plan), "\n".join(lines)
 
 
@@ -102,8 +119,9 @@ def judge(export: Path, manifest: dict[str, Any], found: dict[str, Any]) -> None
     Attention is expected to fuse in half precision only: float32 attention never does.
     """
     precision = manifest["config"]["precision"]
-    if not found["layers"]:
-        raise UserError(f"{export}: the build log of {LIBRARY} {found['version']} lists no layers; its format is another one")
+    if not found["layers"] or found["engine_weights"] is None:
+        name = f"{LIBRARIES[0]} {found['version']}"
+        raise UserError(f"{export}: the build log of {name} lists no layers or no weights; its format is another one")
     expected = manifest["structure"].get("attention", {}).get("fusable", 0)
     if precision in ("fp16", "int8_fp16") and found["mha"] != expected:
         text = f"{found['mha']} of {expected} attention layers became one kernel"
@@ -111,6 +129,6 @@ def judge(export: Path, manifest: dict[str, Any], found: dict[str, Any]) -> None
     if EXPECTED_TYPE[precision] not in found["types"]:
         text = f"tensors of types {found['types']}, none is {EXPECTED_TYPE[precision]}"
         raise UserError(f"{export}: the engine has {text} though {precision} was asked; export it again")
-    if abs(found["bytes"] - found["weights"]) > 0.1 * found["weights"] + SLACK:
-        text = f"{found['bytes'] / 1e6:.1f} MB for {found['weights'] / 1e6:.1f} MB of weights"
-        raise UserError(f"{export}: the engine has {text}; the compiler stored them in another type")
+    if abs(found["engine_weights"] - found["weights"]) > 0.1 * found["weights"] + SLACK:
+        text = f"{found['engine_weights'] / 1e6:.1f} MB of weights for the {found['weights'] / 1e6:.1f} MB of the file"
+        raise UserError(f"{export}: the engine holds {text}; the compiler stored them in another type")

@@ -8,6 +8,8 @@ The compiler is a stand-in that answers as documented; where the real one is ins
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,12 +18,16 @@ from typing import Any
 import onnx
 import pytest
 
-from export.gate import check_export
-from vega_artifact import UserError, write_manifest
+from export import export_run
+from export.gate import LIBRARIES, build, check_export, compiler
+from vega_artifact import UserError, read_manifest, write_manifest
 
 from .graphs import small_graph
 
-FUSED = "Name: _gemm_mha_v2_myl0_7, LayerType: kgen, Inputs: [ { Name: q, Dimensions: [1,3,4,4], Format/Datatype: Half } ]"
+# lines as TensorRT-RTX 1.7 (the first) and 1.4 (the second) write them
+FUSED = (
+    "Name: _gemm_mha_v2_myl0_7, LayerType: kgen, Inputs: [ { Name: q, Dimensions: [4,4], Datatype: Half, Format: (Row) } ]"
+)
 PLAIN = "Name: __myl_Mul_myl0_3, LayerType: kgen, Outputs: [ { Name: y, Dimensions: [1,4,6], Format/Datatype: {kind} } ]"
 
 
@@ -80,8 +86,10 @@ def write_export(folder: Path, precision: str, **extra: Any) -> Path:
     return folder
 
 
-def install(monkeypatch: pytest.MonkeyPatch, lines: list[str], size: int = 2000, **options: Any) -> FakeCompiler:
-    fake = FakeCompiler(lines, bytes(size) if size else None, **options)
+def install(monkeypatch: pytest.MonkeyPatch, lines: list[str], weights: int | None = 2000, **options: Any) -> FakeCompiler:
+    """A compiler that says these lines and how much its engine's weights take; None: it builds no engine."""
+    said = [*lines, f"Total Weights Memory: {weights} bytes", "Total Activation Memory: 512 bytes"]
+    fake = FakeCompiler(lines if weights is None else said, None if weights is None else bytes(3000), **options)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
     return fake
 
@@ -89,7 +97,8 @@ def install(monkeypatch: pytest.MonkeyPatch, lines: list[str], size: int = 2000,
 def test_parses_and_builds_strongly_typed_for_the_nearest_gpu(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, [FUSED, PLAIN.replace("{kind}", "Half")])
     found = check_export(export)
-    assert (found["layers"], found["mha"], found["types"], found["bytes"]) == (2, 1, {"Half": 2}, 2000)
+    assert (found["layers"], found["mha"], found["types"], found["bytes"]) == (2, 1, {"Half": 2}, 3000)
+    assert (found["engine_weights"], found["activations"]) == (2000, 512) and 0 < found["weights"] < 4000
     assert ("network", 2) in fake.calls and ("target", "sm86", 0) in fake.calls
     assert ("shape", "images", (1, 3, 8, 8), (1, 3, 8, 8), (8, 3, 8, 8)) in fake.calls
     assert ("parse", (export / "student.onnx").read_bytes()) in fake.calls and ("built", "detailed", 1) in fake.calls
@@ -102,19 +111,19 @@ def test_pixels_come_with_the_channels_last(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("lines", "size", "message"),
+    ("lines", "weights", "message"),
     [
         ([PLAIN.replace("{kind}", "Half")], 2000, "0 of 1 attention layers became one kernel"),
         ([FUSED.replace("Half", "Float")], 2000, "none is Half though fp16 was asked"),
         ([FUSED], 4_000_000, "the compiler stored them in another type"),
         (["some other log"], 2000, "lists no layers"),
-        (["Error: no tactic"], 0, r"could not build the graph \(Error: no tactic\)"),
+        (["Error: no tactic"], None, r"could not build the graph \(Error: no tactic\)"),
     ],
 )
 def test_refuses_what_is_not_as_promised(
-    export: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], size: int, message: str
+    export: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], weights: int | None, message: str
 ) -> None:
-    install(monkeypatch, lines, size)
+    install(monkeypatch, lines, weights)
     with pytest.raises(UserError, match=message):
         check_export(export)
 
@@ -131,7 +140,8 @@ def test_float32_attention_is_not_expected_to_fuse(tmp_path: Path, monkeypatch: 
 
 
 def test_is_skipped_with_a_reason_where_the_compiler_is_absent(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    for name in LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)
     assert "tensorrt_rtx cannot be imported here" in check_export(export)["skipped"]
 
 
@@ -143,7 +153,33 @@ def test_a_truncated_file_is_refused_before_the_compiler_sees_it(export: Path, m
     assert fake.calls == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
-def test_the_real_compiler_builds_the_fp32_export(exported: Path) -> None:
-    found = check_export(exported)
-    assert found["layers"] > 0 and "Float" in found["types"]
+@pytest.mark.skipif(not any(map(importlib.util.find_spec, LIBRARIES)), reason="TensorRT-RTX is not installed")
+class TestRealCompiler:
+    """NVIDIA's own, on a student of two attention layers."""
+
+    def test_builds_the_float32_export_and_fuses_no_attention(self, exported: Path) -> None:
+        found = check_export(exported)
+        assert found["mha"] == 0 and set(found["types"]) == {"Float"}
+        assert found["bytes"] > found["engine_weights"] == pytest.approx(found["weights"], rel=0.1)
+
+    def test_half_precision_becomes_one_kernel_per_attention(self, run: Path, tmp_path: Path) -> None:
+        out = export_run(run, tmp_path / "fp16", precision="fp16")
+        attention = read_manifest(out, "export")["structure"]["attention"]["fusable"]
+        found = check_export(out)
+        assert found["mha"] == attention > 0 and found["types"]["Half"] > found["types"].get("Float", 0)
+
+    def test_a_promise_that_the_engine_does_not_keep_is_seen(self, exported: Path, tmp_path: Path) -> None:
+        """The float32 file under a manifest that says fp16: nothing fuses."""
+        liar = tmp_path / "liar"
+        shutil.copytree(exported, liar)
+        manifest = json.loads((liar / "manifest.json").read_text())
+        manifest["config"]["precision"] = "fp16"
+        (liar / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="0 of [0-9]+ attention layers became one kernel"):
+            check_export(liar)
+
+    def test_an_operator_it_does_not_know_is_refused_in_its_own_words(self, exported: Path, tmp_path: Path) -> None:
+        model = onnx.load(exported / "student.onnx")
+        model.graph.node[0].op_type = "NobodysOperator"
+        with pytest.raises(UserError, match="refuses the graph .*NobodysOperator"):
+            build(compiler(), model.SerializeToString(), {"images": (3, 64, 48)}, 2)
