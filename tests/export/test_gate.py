@@ -25,9 +25,7 @@ from vega_artifact import UserError, read_manifest, write_manifest
 from .graphs import small_graph
 
 # lines as TensorRT-RTX 1.7 (the first) and 1.4 (the second) write them
-FUSED = (
-    "Name: _gemm_mha_v2_myl0_7, LayerType: kgen, Inputs: [ { Name: q, Dimensions: [4,4], Datatype: Half, Format: (Row) } ]"
-)
+FUSED = "Name: _gemm_mha_v2_myl0_7, LayerType: kgen, Inputs: [ { Name: q, Dimensions: [4,4], Datatype: Half, Format: (Row) } ]"
 PLAIN = "Name: __myl_Mul_myl0_3, LayerType: kgen, Outputs: [ { Name: y, Dimensions: [1,4,6], Format/Datatype: {kind} } ]"
 
 
