@@ -30,7 +30,8 @@ How to read it:
   students learned for a short time only: INT8 of a student trained to the end is measured where that student is exported.
 - *Parity*: largest absolute difference between torch and onnxruntime on random images, in the units of the features.
 - *One kernel*: attention layers that TensorRT-RTX built into one kernel, of those that can be; its engine for compute
-  capability 8.6 is built ahead of time on this CPU, and nothing is run. In float32 none is expected. *Engine*: weights + kernels.
+  capability 8.6 is built ahead of time on this CPU, and nothing is run. In float32 none is expected. *Engine*: weights and
+  kernels.
 """
 
 
