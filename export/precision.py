@@ -67,12 +67,14 @@ class Variant:
     Attributes:
         cosine: mean over tokens, of the worst output. drops: probe -> how much worse than fp32.
         milliseconds: measured on the target; None where nobody has.
+        unequal: downstream tasks at which it is not shown to be as good as fp32.
     """
 
     precision: str
     cosine: float
     drops: Mapping[str, float] = field(default_factory=dict)
     milliseconds: float | None = None
+    unequal: Sequence[str] = ()
 
     def refusal(self) -> str | None:
         """Why the quality is outside the margin; None where it is inside."""
@@ -81,6 +83,8 @@ class Variant:
         worst = max(self.drops, key=lambda name: self.drops[name], default=None)
         if worst is not None and not self.drops[worst] <= PROBE_MARGIN:
             return f"{self.precision}: {worst} drops by {self.drops[worst]:.3f}, {PROBE_MARGIN} allowed"
+        if self.unequal:
+            return f"{self.precision}: not shown to be as good as fp32 on {', '.join(self.unequal)}"
         return None
 
 
