@@ -24,7 +24,7 @@ __all__ = ["check_bundle", "unpack_bundle", "write_bundle"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEVICE = REPOSITORY / "export" / "device"
-CODE = ("export/__init__.py", "export/tensorrt.py", "bench/latency.py", "vega_artifact.py")
+CODE = ("export/__init__.py", "export/build_options.py", "export/tensorrt.py", "bench/latency.py", "vega_artifact.py")
 ROS_NAME = "vega_edge_ros"
 ROS = f"ros2/{ROS_NAME}"
 SAMPLES = {  # in the bundle -> below export/device

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from export.build_options import MIB, BuildOptions, apply, check_options
 from export.runtime import RuntimeInputError
 from export.runtime.cuda import Gpu, find_gpu
 from export.runtime.encoder import open_encoder
@@ -25,7 +26,6 @@ from export.staging import staged_folder
 from vega_artifact import UserError, atomic_write, file_sha256, read_manifest, verify_files, write_manifest
 
 MEMORY = Path("/proc/meminfo")
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EngineConfig:
         precision: of the export.
         gpu, sm: name and compute capability of the GPU; None for TensorRT-RTX without a GPU, whose engines fit any.
         onnx: SHA-256 of the ONNX file.
-        workspace_mib: limit of the builder's scratch memory; None for TensorRT's own.
+        workspace_mib, any_gpu, any_version, strip, dla: of `BuildOptions`.
     """
 
     library: str
@@ -49,14 +49,10 @@ class EngineConfig:
     sm: str | None
     onnx: str
     workspace_mib: int | None
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build: the workspace limit in MiB, and the file where timings are kept between builds; None for neither."""
-
-    workspace_mib: int | None = None
-    timing_cache: Path | None = None
+    any_gpu: bool
+    any_version: bool
+    strip: bool
+    dla: int | None
 
 
 def import_tensorrt() -> ModuleType:
@@ -81,7 +77,7 @@ def build_engine(
         export: folder of kind "export". out: folder to write; appears all at once.
         best_batch: the batch the engine is tuned for, at least 1 and at most `largest_batch`.
         largest_batch: the most frames one call takes, which memory is reserved for; None takes the export's max_batch.
-        options: workspace and timing cache.
+        options: limits, where the engine may run, what it leaves out.
 
     Returns:
         `out` as a path; its manifest is of kind "engine" with parents {"export": fingerprint}, and its `self_test` holds the
@@ -95,12 +91,14 @@ def build_engine(
     manifest = read_manifest(export, "export")
     verify_files(export, manifest)
     batches = check_batches(export, manifest, best_batch, largest_batch)
+    check_options(options, manifest)
     trt, gpu = import_tensorrt(), find_gpu()
     check_memory((export / MODEL).stat().st_size, options.workspace_mib)
     plan = serialize(trt, (export / MODEL).read_bytes(), input_shapes(manifest), batches, options)
     name, sm = (gpu.name, gpu.sm) if gpu else (None, None)
     bound = (trt.__name__, str(trt.__version__), batches, manifest["config"]["precision"], name, sm)
-    config = EngineConfig(*bound, onnx=file_sha256(export / MODEL), workspace_mib=options.workspace_mib)
+    asked = {name: getattr(options, name) for name in ("workspace_mib", "any_gpu", "any_version", "strip", "dla")}
+    config = EngineConfig(*bound, onnx=file_sha256(export / MODEL), **asked)
     with staged_folder(out, "engine") as folder:
         write_engine(folder, plan, config, export, manifest)
         result = self_test(folder, out, gpu)
@@ -166,11 +164,7 @@ def serialize(
     for name, shape in shapes.items():
         profile.set_shape(name, *((batch, *shape) for batch in batches))
     config.add_optimization_profile(profile)
-    tf32 = getattr(getattr(trt, "BuilderFlag", None), "TF32", None)
-    if tf32 is not None:
-        config.clear_flag(tf32)  # TF32 keeps 10 bits of the mantissa, and fp32 exports promise more
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
+    apply(trt, builder, config, options)
     cache = open_timing_cache(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -200,8 +194,9 @@ def strongly_typed_flag(trt: Any) -> int:
 
 
 def write_engine(folder: Path, plan: bytes, config: EngineConfig, export: Path, manifest: dict[str, Any], **extra: Any) -> None:
-    """Fill `folder` with the engine, the golden arrays its self test needs, and the sidecar."""
+    """Fill `folder` with the engine, the golden arrays its self test needs, the weights it was stripped of, and the sidecar."""
     golden = [name for name in manifest["files"] if name.startswith("golden_") and SAFE_NAME.fullmatch(name)]
+    golden += [MODEL] if config.strip else []
     (folder / ENGINE).write_bytes(plan)
     for name in golden:
         shutil.copyfile(export / name, folder / name)

@@ -79,12 +79,21 @@ class Build:
     """Limit of the builder's scratch memory in MiB; None: TensorRT's own."""
     timing_cache: Path | None = None
     """File where timings are kept, so that later builds are faster."""
+    any_gpu: bool = False
+    """Let it run on every GPU from Ampere on, some per cent slower."""
+    any_version: bool = False
+    """Let it run on later versions of TensorRT too."""
+    strip: bool = False
+    """Leave the weights out; they are put back from the ONNX file when the engine is opened."""
+    dla: int | None = None
+    """Run convolutions on this deep learning accelerator (AGX Orin, Orin NX), what it cannot run on the GPU."""
 
     def run(self) -> None:
         from export import build_engine
-        from export.tensorrt import BuildOptions
+        from export.build_options import BuildOptions
 
-        how = BuildOptions(self.workspace_mib, self.timing_cache)
+        names = ("workspace_mib", "timing_cache", "any_gpu", "any_version", "strip", "dla")
+        how = BuildOptions(**{name: getattr(self, name) for name in names})
         build_engine(self.export, self.out, best_batch=self.best_batch, largest_batch=self.largest_batch, options=how)
 
 

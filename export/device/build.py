@@ -9,7 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from export.tensorrt import BuildOptions, build_engine
+from export.build_options import BuildOptions
+from export.tensorrt import build_engine
 
 MODEL, ENGINE = Path("model"), Path("engine")  # in an unpacked bundle
 
@@ -23,8 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--largest-batch", type=int, help="the most frames in one call; less needs less memory")
     parser.add_argument("--workspace-mib", type=int, help="limit of the builder's scratch memory")
     parser.add_argument("--timing-cache", type=Path, help="file that makes later builds faster")
+    parser.add_argument("--any-gpu", action="store_true", help="run on every GPU from Ampere on")
+    parser.add_argument("--any-version", action="store_true", help="run on later versions of TensorRT too")
+    parser.add_argument("--strip", action="store_true", help="leave the weights to the ONNX file")
+    parser.add_argument("--dla", type=int, help="accelerator for the convolutions, AGX Orin and Orin NX")
     options = parser.parse_args(arguments)
-    how = BuildOptions(options.workspace_mib, options.timing_cache)
+    placed = (options.any_gpu, options.any_version, options.strip, options.dla)
+    how = BuildOptions(options.workspace_mib, options.timing_cache, *placed)
     out = build_engine(
         options.model, options.out, best_batch=options.best_batch, largest_batch=options.largest_batch, options=how
     )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .cuda import Buffer, Cuda, Gpu, find_gpu
-from .manifest import REBUILD, Description, RuntimeInputError
+from .manifest import MODEL, REBUILD, Description, RuntimeInputError
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 
@@ -39,7 +39,8 @@ def import_tensorrt(names: tuple[str, ...] = MODULES) -> ModuleType:
 def check_machine(description: Description, version: str, gpu: Gpu | None) -> None:
     """Refuse an engine that was built elsewhere: TensorRT would crash, or run it slowly and wrongly.
 
-    An engine of TensorRT-RTX that was built without a GPU is bound to no GPU, only to the version.
+    An engine of TensorRT-RTX that was built without a GPU is bound to no GPU, only to the version. One built for any GPU runs
+    from Ampere (SM 8.0) on, one built for any version on its own and later ones.
 
     Raises:
         RuntimeInputError: no driver, another GPU or SM, or another TensorRT version; with the command that builds it again.
@@ -47,19 +48,35 @@ def check_machine(description: Description, version: str, gpu: Gpu | None) -> No
     built, where = description.engine, description.folder
     if gpu is None:
         raise RuntimeInputError(f"{where}: an engine needs an NVIDIA GPU and its driver; here use the export with onnxruntime")
-    if built["version"] != version:
+    if not _version_fits(built, version):
         found = f"TensorRT {built['version']}, this machine has {version}"
         raise RuntimeInputError(f"{where}: built with {found}; build it again: {REBUILD}")
-    if built["gpu"] is not None and (built["gpu"], built["sm"]) != (gpu.name, gpu.sm):
+    if not _gpu_fits(built, gpu):
         found = f"{built['gpu']} (SM {built['sm']}), this machine has {gpu.name} (SM {gpu.sm})"
         raise RuntimeInputError(f"{where}: built for {found}; build it again: {REBUILD}")
+
+
+def _version_fits(built: Mapping[str, Any], version: str) -> bool:
+    return _numbers(version) >= _numbers(built["version"]) if built.get("any_version") else built["version"] == version
+
+
+def _gpu_fits(built: Mapping[str, Any], gpu: Gpu) -> bool:
+    if built["gpu"] is None:
+        return True
+    return _numbers(gpu.sm) >= (8, 0) if built.get("any_gpu") else (built["gpu"], built["sm"]) == (gpu.name, gpu.sm)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """What can be compared of 10.3.0 or 8.7."""
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 class EngineBackend:
     """A deserialised engine with device buffers for its largest batch.
 
     Args:
-        plan: the engine's bytes, as checked against the folder's manifest. description: that folder.
+        plan: the engine's bytes, as checked against the folder's manifest. description: that folder, which also holds the
+            weights of an engine that was stripped of them.
 
     Attributes:
         inputs, outputs: tensor names, in the order of the manifest where they are the same.
@@ -76,7 +93,11 @@ class EngineBackend:
         self._where, self._largest = description.folder, description.max_batch
         self._logger = trt.Logger(trt.Logger.ERROR)  # must outlive the runtime, as the runtime the engine
         self._runtime = trt.Runtime(self._logger)
+        if description.engine.get("any_version"):
+            self._runtime.engine_host_code_allowed = True  # such an engine carries its own runtime; its hash was checked
         self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is not None and description.engine.get("strip"):
+            self._refit(description.read(MODEL))
         self._context: Any = None if self._engine is None else self._engine.create_execution_context()
         if self._context is None:
             raise RuntimeInputError(f"{self._where}: {self.name} cannot load the engine; build it again: {REBUILD}")
@@ -93,6 +114,14 @@ class EngineBackend:
             shape = tuple(self._engine.get_tensor_shape(name))[1:]
             self._buffers[name] = Buffer(self._cuda, self._largest * math.prod(shape) * self._types[name].itemsize)
             self._context.set_tensor_address(name, self._buffers[name].address)
+
+    def _refit(self, model: bytes) -> None:
+        """Put the weights back. Raises RuntimeInputError where they are not those of the engine."""
+        trt = self._trt
+        refitter = trt.Refitter(self._engine, self._logger)
+        parser = trt.OnnxParserRefitter(refitter, self._logger)
+        if not parser.refit_from_bytes(model) or not refitter.refit_cuda_engine():
+            raise RuntimeInputError(f"{self._where}: {self.name} cannot put the weights back; build it again: {REBUILD}")
 
     def __call__(self, images: np.ndarray, state: Mapping[str, np.ndarray] | None = None) -> list[np.ndarray]:
         """The model's pictures, and a streaming model's memory by name -> one array per output, as in `outputs`."""

@@ -18,6 +18,7 @@ SCHEMA = 1
 KINDS = ("export", "engine")
 MODEL = "student.onnx"
 ENGINE = "engine.plan"
+BOUND = ("library", "version", "gpu", "sm", "onnx", "any_gpu", "any_version", "strip")  # an engine's config, for its runtime
 INPUT = "images"  # normalised float32 (B, 3, H, W)
 PIXELS = "frames"  # instead of it, when the graph normalises by itself: uint8 (B, H, W, 3)
 REBUILD = "`vega-edge build EXPORT --out ENGINE` (in a bundle: `python3 -m export.device build`)"
@@ -43,7 +44,8 @@ class Description:
         hashes: file name -> SHA-256.
         states: of a streaming student, memory tensor -> (tokens N, channels), in the order of the model's inputs.
         pixels: the model takes uint8 frames of `size` and normalises them itself.
-        engine: of an engine, what it is bound to: library, version, gpu and sm (None where it fits any), onnx (SHA-256).
+        engine: of an engine, what it is bound to: library, version, gpu and sm (None where it fits any), onnx (SHA-256);
+            whether it was built for any_gpu and any_version, and stripped of its weights.
     """
 
     folder: Path
@@ -128,7 +130,7 @@ def _describe(folder: Path, manifest: dict[str, Any]) -> Description:
         raise ValueError("preprocess needs three means and three positive deviations")
     streams = {output["name"]: (int(output["tokens"]), int(output["channels"])) for output in manifest["outputs"]}
     config = manifest["config"]
-    engine = {key: config[key] for key in ("library", "version", "gpu", "sm", "onnx")} if manifest["kind"] == "engine" else {}
+    engine = {key: config.get(key) for key in BOUND} if manifest["kind"] == "engine" else {}
     for name in streams:  # names become file names
         if not SAFE_NAME.fullmatch(name):
             raise ValueError(f"output name {name!r}")

@@ -141,6 +141,7 @@ class FakeBuilder:
     def __init__(self, calls: list[tuple], accepts: bool, builds: bool) -> None:
         self.calls, self.accepts, self.builds = calls, accepts, builds
         self.num_errors = 1
+        self.num_DLA_cores = 2
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
@@ -168,11 +169,29 @@ class FakeBuilder:
         return PREFIX + self.model if self.builds else None
 
 
+class Refitter:
+    """Refitter and its parser in one; takes the weights of `machine.weights` alone."""
+
+    def __init__(self, machine: Machine, engine: FakeEngine) -> None:
+        self.machine, self.engine = machine, engine
+
+    def refit_from_bytes(self, model: bytes) -> bool:
+        self.machine.calls.append(("refit_from_bytes", len(model)))
+        return self.machine.refits
+
+    def refit_cuda_engine(self) -> bool:
+        self.machine.calls.append(("refit_cuda_engine",))
+        return True
+
+
 class Machine:
     """What the tests look at: every call to TensorRT's builder, and the CUDA library."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []
+        self.builder: Any = None
+        self.runtime: Any = None
+        self.refits = True
         self.cudart = FakeCudart()
         self.driver: FakeDriver | None = FakeDriver("Orin", (8, 7))
         self.tensorrt = types.ModuleType("tensorrt")
@@ -197,9 +216,16 @@ def install(
     module.Logger.ERROR = 2
     module.Builder = lambda _logger: builder
     module.OnnxParser = lambda _network, _logger: builder
-    module.Runtime = lambda _logger: types.SimpleNamespace(deserialize_cuda_engine=deserialize)
+    machine.builder = builder
+    machine.runtime = types.SimpleNamespace(deserialize_cuda_engine=deserialize)
+    module.Runtime = lambda _logger: machine.runtime
     module.NetworkDefinitionCreationFlag = types.SimpleNamespace(**({} if flag is None else {"STRONGLY_TYPED": flag}))
-    module.BuilderFlag = types.SimpleNamespace(TF32="TF32")
+    flags = ("TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL", "GPU_FALLBACK")
+    module.BuilderFlag = types.SimpleNamespace(**{name: name for name in flags})
+    module.HardwareCompatibilityLevel = types.SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
+    module.DeviceType = types.SimpleNamespace(DLA="DLA")
+    module.Refitter = lambda engine, _logger: Refitter(machine, engine)
+    module.OnnxParserRefitter = lambda refitter, _logger: refitter
     module.MemoryPoolType = types.SimpleNamespace(WORKSPACE="WORKSPACE")
     module.TensorIOMode = types.SimpleNamespace(INPUT="in", OUTPUT="out")
     module.nptype = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}.__getitem__
