@@ -113,10 +113,8 @@ def text(steps: Sequence[Step], threshold: float) -> str:
     first = next((step for step in steps if not step.error <= threshold), None)
     verdict = f"all {len(steps)} shared tensors are within {threshold:g}"
     if first is not None:
-        place = steps.index(first) + 1
-        verdict = (
-            f"first beyond {threshold:g}: {first.name} ({first.operator}, tensor {place} of {len(steps)}), {first.error:.2e}"
-        )
+        place = f"{first.operator}, tensor {steps.index(first) + 1} of {len(steps)}"
+        verdict = f"first beyond {threshold:g}: {first.name} ({place}), {first.error:.2e}"
     worst = sorted(steps, key=lambda step: -step.growth)[:WORST]
     lines = [f"{step.growth:>10.2e} {step.error:>10.2e}  {step.operator:<20} {step.name}" for step in worst]
     return "\n".join([verdict, f"{'added':>10} {'error':>10}  made by", *lines])

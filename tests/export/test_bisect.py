@@ -20,6 +20,9 @@ from export.bisect import bisect, text
 from vega_artifact import UserError, read_manifest, write_manifest
 
 
+KEPT = ("preprocess", "outputs", "grid", "tolerances", "input")
+
+
 def altered(export: Path, out: Path, change) -> Path:
     """A copy with another graph, under a manifest that knows of it."""
     shutil.copytree(export, out)
@@ -27,7 +30,7 @@ def altered(export: Path, out: Path, change) -> Path:
     change(model)
     onnx.save(model, out / "student.onnx")
     manifest = read_manifest(export, "export")
-    kept = {key: manifest[key] for key in ("preprocess", "outputs", "grid", "tolerances")}
+    kept = {key: manifest[key] for key in KEPT if key in manifest}
     write_manifest(out, "export", manifest["config"], manifest["parents"], list(manifest["files"]), **kept)
     return out
 
@@ -73,13 +76,11 @@ def test_overflow_is_beyond_every_threshold(exported: Path, tmp_path: Path) -> N
 def test_exports_of_other_students_are_refused(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     other = altered(exported, tmp_path / "other", lambda model: None)
     manifest = read_manifest(other, "export")
-    kept = {key: manifest[key] for key in ("preprocess", "outputs", "grid", "tolerances")}
+    kept = {key: manifest[key] for key in KEPT if key in manifest}
     write_manifest(other, "export", manifest["config"], {"run": "another"}, list(manifest["files"]), **kept)
     with pytest.raises(UserError, match="its parents differ from those of"):
         bisect(exported, other)
-    for arguments, message in (
-        ([str(other)], "its parents differ"),
-        ([str(exported), "--run", "r"], "give --run and --cache together"),
-    ):
+    wrong = {(str(other),): "its parents differ", (str(exported), "--run", "r"): "give --run and --cache together"}
+    for arguments, message in wrong.items():
         monkeypatch.setattr(sys, "argv", ["bisect", str(exported), *arguments])
         assert module.main() == 2 and message in capsys.readouterr().err
