@@ -19,7 +19,6 @@ from export import export_run
 from export.bisect import bisect, text
 from vega_artifact import UserError, read_manifest, write_manifest
 
-
 KEPT = ("preprocess", "outputs", "grid", "tolerances", "input")
 
 
