@@ -20,6 +20,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from export.runtime import backends
 from vega_artifact import UserError
 
 OPSETS = range(17, 21)  # LayerNormalization begins at 17; TensorRT 10.0-10.3 (JetPack 6) end at 20
@@ -142,7 +143,7 @@ def open_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return backends.open_session(model, options, ["CPUExecutionProvider"])
 
 
 def measure_ranges(model: onnx.ModelProto, images: np.ndarray, batch: int = 4) -> Ranges:

@@ -24,7 +24,8 @@ from vega_artifact import UserError, read_manifest, verify_files
 LIBRARIES = ("tensorrt_rtx", "tensorrt_rtx_bindings")  # the second: its wheels without the package that only renames them
 LAYER = re.compile(r"Name: ([^,{}\n]+), LayerType: (\w+)")  # a line of the build log at detailed verbosity
 DATATYPE = re.compile(r"(?:Format/)?Datatype: (\w+)")  # of TensorRT-RTX 1.4 and of 1.7
-EXPECTED_TYPE = {"fp32": "Float", "fp16": "Half", "int8": "Int8", "int8_fp16": "Int8"}
+EXPECTED_TYPE = {"fp32": "Float", "fp16": "Half", "int8": "Int8", "int8_fp16": "Int8", "fp8_fp16": "FP8"}
+TARGET = {"fp8_fp16": "SM89"}  # the first with FP8; all else is built for SM86
 MEMORY = re.compile(r"Total (Weights|Activation) Memory: (\d+) bytes")
 SLACK = 1 << 16  # bytes of constants that the compiler adds to the weights of a small network
 
@@ -50,7 +51,9 @@ def check_export(export: Path | str) -> dict[str, Any]:
     except (ImportError, OSError) as error:  # OSError: bindings without their libraries
         wheels = "tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
         return {"skipped": f"{LIBRARIES[0]} cannot be imported here ({error}); pip install {wheels}"}
-    plan, log = build(trt, (export / MODEL).read_bytes(), input_shapes(manifest), int(manifest["config"]["max_batch"]))
+    target = TARGET.get(manifest["config"]["precision"], "SM86")
+    largest = int(manifest["config"]["max_batch"])
+    plan, log = build(trt, (export / MODEL).read_bytes(), input_shapes(manifest), largest, target)
     names = [name for name, _ in LAYER.findall(log)]
     memory = {name.lower(): int(size) for name, size in MEMORY.findall(log)}
     found = {
@@ -78,7 +81,7 @@ def compiler() -> Any:
         return importlib.import_module(LIBRARIES[1])
 
 
-def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: int) -> tuple[bytes, str]:
+def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: int, target: str = "SM86") -> tuple[bytes, str]:
     """The engine's bytes and the whole build log. Raises UserError with the compiler's own words.
 
     Every object stays in a variable until the end: a network collected while its parser lives crashes the process.
@@ -102,7 +105,7 @@ def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: i
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
     profile = builder.create_optimization_profile()
     for name, shape in shapes.items():
         profile.set_shape(name, *((batch, *shape) for batch in (1, 1, largest)))
@@ -123,7 +126,7 @@ def judge(export: Path, manifest: dict[str, Any], found: dict[str, Any]) -> None
         name = f"{LIBRARIES[0]} {found['version']}"
         raise UserError(f"{export}: the build log of {name} lists no layers or no weights; its format is another one")
     expected = manifest["structure"].get("attention", {}).get("fusable", 0)
-    if precision in ("fp16", "int8_fp16") and found["mha"] != expected:
+    if precision in ("fp16", "int8_fp16", "fp8_fp16") and found["mha"] != expected:
         text = f"{found['mha']} of {expected} attention layers became one kernel"
         raise UserError(f"{export}: {text}; this student will be slow on the device, choose another one")
     if EXPECTED_TYPE[precision] not in found["types"]:

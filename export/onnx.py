@@ -29,7 +29,7 @@ from export.frames import Calibration, calibration_frames
 from export.golden import golden_frames, torch_streams, write_golden
 from export.int8 import weighted_nodes
 from export.parity import TOLERANCES, check_parity, probe_images
-from export.precision import PRECISIONS, QUANTIZED, VARIANTS, Probes, score, typed
+from export.precision import CALIBRATED, KNOWN, PRECISIONS, Probes, score, typed
 from export.runtime.manifest import MODEL
 from export.runtime.preprocess import preprocess
 from export.sizes import at_size
@@ -45,7 +45,7 @@ class ExportConfig:
     """What was asked for; equal config and equal run mean an export can be reused.
 
     Attributes:
-        precision: a name from `export.precision.VARIANTS`.
+        precision: a name from `export.precision.KNOWN`.
         heads: streams to keep, in the student's order; None keeps all.
         max_batch: upper bound of the symbolic batch.
         size: (H, W) the graph is made for; None: the student's own.
@@ -162,9 +162,9 @@ def export_run(
             cache, a graph the checks refuse, or a file that does not compute what the student computes.
     """
     run, out = Path(run), Path(out)
-    if precision not in VARIANTS:
-        raise unknown_name("precision", precision, VARIANTS)
-    if precision in QUANTIZED and cache is None:
+    if precision not in KNOWN:
+        raise unknown_name("precision", precision, KNOWN)
+    if precision in CALIBRATED and cache is None:
         raise UserError(f"precision {precision}: ranges are measured on real frames; give the cache of the run (--cache CACHE)")
     config = ExportConfig(precision, None if heads is None else tuple(heads), size=size, pixels=pixels)
     parent = read_manifest(run, "run")
@@ -239,7 +239,7 @@ def write_export(
 
     def golden(images: np.ndarray) -> dict[str, np.ndarray]:
         given = traced.prepare(images, config.pixels)
-        return found(given) if config.precision in QUANTIZED else traced.answer(given)
+        return found(given) if config.precision in CALIBRATED else traced.answer(given)
 
     rows = check_parity(traced.answer, found, traced.size, config.precision, images=_test_images(traced, config, frames))
     unseen = None if frames is None else traced.prepare(frames.unseen, config.pixels)
@@ -278,7 +278,7 @@ def trace(student: Any, config: ExportConfig, frames: Calibration | None = None)
     learned = [value.detach().numpy() for name, value in deployed.named_buffers() if value.is_floating_point()]
     nodes = weighted_nodes(model, learned)
     traced = Traced(student, names, shapes, model, norms, nodes, attention, None)
-    if config.precision in QUANTIZED and len(nodes) != layers:
+    if config.precision in CALIBRATED and len(nodes) != layers:
         text = f"{len(nodes)} of the graph's operators hold weights, but {layers} layers of the student do"
         raise UserError(f"precision {config.precision}: {text}; export with --precision fp16")
     if config.precision == "fp32" and frames is None:
@@ -291,7 +291,7 @@ def _test_images(traced: Traced, config: ExportConfig, frames: Calibration | Non
     """batch -> images for the parity check: patterns nobody trained on, but frames for INT8, whose ranges end with the data."""
 
     def images(batch: int) -> np.ndarray:
-        if frames is not None and config.precision in QUANTIZED:
+        if frames is not None and config.precision in CALIBRATED:
             return traced.prepare(np.resize(frames.unseen, (batch, *frames.unseen.shape[1:])), config.pixels)
         if config.pixels:
             return traced.prepare(golden_frames(traced.size, batch), True)

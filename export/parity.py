@@ -22,6 +22,7 @@ TOLERANCES: dict[str, dict[str, float]] = {
     # A relative difference of 0.1 is a cosine of 0.995; single values of an INT8 graph may be far off.
     "int8": {"relative": 1e-1, "peak": 5e-1},
     "int8_fp16": {"relative": 1e-1, "peak": 5e-1},
+    "fp8_fp16": {"relative": 1e-1, "peak": 5e-1},
 }
 Streams = Mapping[str, np.ndarray]
 

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from export.audit import Ranges
+from export.fp8 import to_fp8
 from export.fp16 import islands, to_half
 from export.int8 import count_quantized, to_int8
 from export.parity import Streams, difference
@@ -21,7 +22,10 @@ from vega_artifact import UserError
 
 PRECISIONS = ("fp32", "fp16")  # need no calibration
 QUANTIZED = ("int8", "int8_fp16")  # the layers with weights in INT8, all else in float32 (for CPUs) or in half (for TensorRT)
-VARIANTS = (*PRECISIONS, *QUANTIZED)
+VARIANTS = (*PRECISIONS, *QUANTIZED)  # what `all` means
+FP8 = "fp8_fp16"  # as int8_fp16 with E4M3 in place of integers, on request: only Thor and newer workstations run it
+CALIBRATED = (*QUANTIZED, FP8)
+KNOWN = (*VARIANTS, FP8)
 LEAST_COSINE = 0.995
 PROBE_MARGIN = 0.01
 LEAST_GAIN = 1.1  # an INT8 graph must be this much faster than the best other one to be worth its calibration
@@ -33,16 +37,18 @@ def typed(model: onnx.ModelProto, precision: str, ranges: Ranges, nodes: list[st
     """A variant of an fp32 graph and the facts about it for the manifest.
 
     Args:
-        precision: one of `VARIANTS`. ranges: measured on `model`. nodes: layers with weights, for INT8.
+        precision: one of `KNOWN`. ranges: measured on `model`. nodes: layers with weights, for INT8.
 
     Raises:
         UserError: the graph cannot have this precision.
     """
     facts: dict[str, Any] = {}
-    if precision in QUANTIZED:
-        model = to_int8(model, ranges, nodes)
+    if precision in CALIBRATED:
+        exact, model = model, to_int8(model, ranges, nodes)
         facts["quantized"] = count_quantized(model) | {"layers": len(nodes)}
-    if precision in ("fp16", "int8_fp16"):
+        if precision == FP8:
+            model = to_fp8(model, exact)
+    if precision in ("fp16", "int8_fp16", FP8):
         keep = islands(model, ranges)
         model = to_half(model, keep)
         facts["float32_islands"] = keep

@@ -22,6 +22,8 @@ from export.runtime.manifest import INPUT, PIXELS
 from student.costs import AttentionCounter
 from vega_artifact import UserError
 
+FP8 = "float8e4m3fn"  # as ONNX calls it
+
 
 def count_layer_norms(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """How many LayerNorm results the outputs of `model(images)` depend on: (different ones, all calls).
@@ -138,8 +140,9 @@ def check_weights(weights: Counter[str], precision: str) -> None:
     Args:
         weights: elements by type.
     """
-    expected = {"fp32": "float", "fp16": "float16"}.get(precision, "int8")
-    if weights[expected] < (0.99 if precision == "fp32" else 0.5) * (weights["float"] + weights["float16"] + weights["int8"]):
+    expected = {"fp32": "float", "fp16": "float16", "fp8_fp16": FP8}.get(precision, "int8")
+    counted = sum(weights[kind] for kind in ("float", "float16", "int8", FP8))
+    if weights[expected] < (0.99 if precision == "fp32" else 0.5) * counted:
         raise _refusal(f"holds weights of types {dict(weights)} where {precision} was asked")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from export.audit import open_session
 from export.frames import calibration_frames
 from export.onnx import ExportConfig, is_complete, trace, write_export
-from export.precision import QUANTIZED, VARIANTS, Probes, Variant, as_variant, recommend
+from export.precision import CALIBRATED, FP8, KNOWN, VARIANTS, Probes, Variant, as_variant, recommend
 from export.runtime.manifest import MODEL
 from export.staging import check_replaceable, staged_folder
 from export.structure import PIXELS
@@ -44,7 +44,7 @@ def export_variants(
 
     Args:
         run, heads, pixels, cache: as for `export.onnx.export_run`; INT8 needs the cache.
-        precisions: names from `export.precision.VARIANTS`; none: all of them.
+        precisions: names from `export.precision.KNOWN`; none: those of VARIANTS.
         sizes: (H, W) of the images; none: the student's own.
         probes: name -> streams of the unseen frames to a number, more is better; they take part in the recommendation.
 
@@ -58,9 +58,9 @@ def export_variants(
     run, out = Path(run), Path(out)
     precisions = precisions or VARIANTS
     for precision in precisions:
-        if precision not in VARIANTS:
-            raise unknown_name("precision", precision, VARIANTS)
-    if cache is None and set(precisions) & set(QUANTIZED):
+        if precision not in KNOWN:
+            raise unknown_name("precision", precision, KNOWN)
+    if cache is None and set(precisions) & set(CALIBRATED):
         raise UserError("INT8 variants need real frames to measure ranges on; give the cache of the run (--cache CACHE)")
     parent = read_manifest(run, "run")
     verify_files(run, parent)
@@ -94,7 +94,7 @@ def _write_size(
 
         frames = None if cache is None else calibration_frames(cache, dict(parent))
         student = load_student(run)
-        traced = trace(student, max(missing, key=lambda config: VARIANTS.index(config.precision)), frames)
+        traced = trace(student, max(missing, key=lambda config: KNOWN.index(config.precision)), frames)
         for config in missing:
             check_replaceable(places[config], "export")
             try:
@@ -135,7 +135,7 @@ def _recommendations(made: Mapping[ExportConfig, Path], times: Mapping[str, floa
     found = []
     scores = {config: read_manifest(place, "export")["score"] for config, place in made.items()}
     for target, unfit in (("cpu", "int8_fp16"), ("tensorrt", "int8")):
-        fit = [config for config in made if config.precision != unfit]
+        fit = [config for config in made if config.precision not in (unfit, FP8)]  # FP8 is for another device than either
         if not fit:
             continue
         clock = times if target == "cpu" else {}

@@ -20,11 +20,12 @@ class Export:
     """A folder made by `vega-edge train`."""
     out: Path
     """The export folder to write."""
-    precision: Literal["fp32", "fp16", "int8", "int8_fp16", "all"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8", "int8_fp16", "fp8_fp16", "all"] = "fp32"
     """Types in the graph. int8: layers with weights in INT8, all else in float32 (for CPUs); int8_fp16: all else in half (for
-    TensorRT). all: every one in a folder of its own below --out, scored, timed, and one recommended."""
+    TensorRT); fp8_fp16: E4M3 in place of INT8 (for Thor). all: every one but the last in a folder of its own below --out,
+    scored, timed, and one recommended."""
     cache: Path | None = None
-    """The cache the run was trained on: its frames calibrate and score. Needed by int8, int8_fp16 and all."""
+    """The cache the run was trained on: its frames calibrate and score. Needed by int8, int8_fp16, fp8_fp16 and all."""
     sizes: tuple[tuple[int, int], ...] = ()
     """Heights and widths in pixels, such as 128 128 192 256, each a file in a folder of its own. None given: the student's."""
     heads: tuple[str, ...] = ()

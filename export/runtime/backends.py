@@ -53,6 +53,19 @@ def tensorrt_options(description: Description) -> dict[str, str]:
     return options
 
 
+def open_session(model: bytes, options: Any, providers: list[Any]) -> Any:
+    """onnxruntime's session; a graph of FP8, which its optimiser moves to operators that do not take it, is run as it is."""
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # its errors share no base class
+        if "float8" not in str(error):
+            raise
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
 class OnnxRuntimeBackend:
     """One onnxruntime session.
 
@@ -80,7 +93,7 @@ class OnnxRuntimeBackend:
         if options:
             wanted[0] = (wanted[0][0], {**wanted[0][1], **options})
         try:
-            self._session = onnxruntime.InferenceSession(model, session, providers=wanted)
+            self._session = open_session(model, session, wanted)
         except Exception as error:  # onnxruntime's errors share no base class
             reason = str(error).splitlines()[0]
             raise RuntimeInputError(f"{name} refuses the model ({reason}); export the run again") from None
