@@ -52,8 +52,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         differences = [row["scores"][metric] for metric in METRICS]
         lines.append(f"| {row['recipe']} − raw patches | {' | '.join(_signed(each['above_raw']) for each in differences)} |")
         if "above_first" in differences[0]:
-            cells = " | ".join(_signed(each["above_first"]) for each in differences)
-            lines.append(f"| {row['recipe']} − {settings['recipes'][0]} | {cells} |")
+            gains = " | ".join(_signed(each["above_first"]) for each in differences)
+            lines.append(f"| {row['recipe']} − {settings['recipes'][0]} | {gains} |")
     return "\n".join([*lines, "", READING])
 
 

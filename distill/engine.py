@@ -24,6 +24,7 @@ from distill.config import RunConfig
 from distill.distiller import Distiller
 from distill.optimize import WeightAverage, create_optimizers, rate_factor, set_rates
 from distill.state import Checkpoint, restore_optimizers
+from student import StudentModel
 from student.checkpoint import fill
 from teacher.launch import lone_launch, processes
 from vega_artifact import UserError
@@ -53,7 +54,8 @@ class Engine:
         self.optimizers = create_optimizers(distiller.student, config)
         self._refuse_impossible()
         if config.compile:
-            distiller.student.backbone.compile()
+            single = distiller.student if isinstance(distiller.student, StudentModel) else distiller.student.frame
+            single.backbone.compile()
         if self.sharded:  # both together: accelerate then lets the optimiser follow its parameters into the shards
             self.model, *self.optimizers = accelerator.prepare(distiller, *self.optimizers)
         else:
