@@ -24,6 +24,7 @@ from distill.study_grid import GRID
 from vega_artifact import atomic_write, write_text
 
 JUDGE = ("fused", "depth_r2")  # the stream and the metric that decide
+GUARD = ("fused", "correspondence_recall_centred")  # which a winner must not be worse on
 COLUMNS = {
     ("fused", "depth_r2"): "depth R², fused",
     ("fused", "correspondence_recall_centred"): "recall, fused",
@@ -47,8 +48,8 @@ How to read it:
   the part that comes from seeds is drawn too narrow rather than too wide; with a single seed it is missing.
 - Bold: all of the interval on one side of 0. Of {count} comparisons per column about {chance:.1f} would be bold by chance.
 - *Cosine* is the run's own centred validation cosine of the fused stream. It says how well its own target was met.
-- The winner of a factor is the variant that is better than the base on depth R² of the fused stream with the interval apart; if
-  there are several, the one with the largest difference; otherwise the base stays.
+- The winner of a factor is the variant that is better than the base on depth R² of the fused stream with the interval apart, and
+  not worse on its recall with the interval apart; of several the one with the largest difference; otherwise the base stays.
 """
 GPU = """\
 ## What a run on a GPU would have to change
@@ -100,8 +101,12 @@ def markdown(found: Mapping[str, Any], shown: Sequence[str] = ()) -> str:
 
 
 def winner(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The variant that beats the base on the judging score with the interval apart, by the most; None: the base stays."""
+    """The variant that beats the base on the judging score with the interval apart, by the most; None: the base stays.
+
+    One that is worse on the other probe, with the interval apart, does not count: both ask about the sense of space.
+    """
     better = [row for row in rows if (gain := _gain(row, JUDGE)) is not None and gain["low"] > 0]
+    better = [row for row in better if (guard := _gain(row, GUARD)) is None or guard["high"] >= 0]
     return max(better, key=lambda row: row["scores"][JUDGE[0]][JUDGE[1]]["difference"]["value"], default=None)
 
 
@@ -113,7 +118,7 @@ def _section(factor: str, base: Mapping[str, Any], rows: Sequence[Mapping[str, A
         values = [cell(row, column) for column in COLUMNS]
         values += [_mean(row["cosine"].get("fused")), _mean(row["minutes"])]
         lines.append(f"| {name} | {' | '.join(values)} |")
-    verdict = f"**{best['variant']}** is better than the base." if best else "No variant is clearly better; the base stays."
+    verdict = f"**{best['variant']}** is better than the base." if best else "No variant wins; the base stays."
     return [*lines, "", " ".join(filter(None, (verdict, about.caveat))), ""]
 
 

@@ -161,6 +161,12 @@ class TestReport:
         assert winner(ROWS[1:3]) is None
         assert winner(ROWS[3:])["variant"] == "smooth-L1 alone"
 
+    def test_a_variant_that_loses_on_the_other_probe_does_not_win(self):
+        rows = [row("loss", "blurred", (0.05, 0.04, 0.06)), row("loss", "sharp", (0.02, 0.01, 0.03))]
+        worse = {"value": -0.04, "low": -0.05, "high": -0.03, "seeds": [-0.04]}
+        rows[0]["scores"]["fused"]["correspondence_recall_centred"] = {"difference": worse}
+        assert winner(rows)["variant"] == "sharp"
+
     def test_tables_and_pictures(self, tmp_path):
         path = write(tmp_path, {"settings": SETTINGS, "parents": {"teacher": "abc"}, "rows": ROWS})
         text = path.read_text()
