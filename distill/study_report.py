@@ -41,15 +41,16 @@ STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 10, "axes.sp
 READING = """\
 How to read it:
 
-- One factor at a time: every variant changes one thing of the base. Two changes that both help need not help together.
+- One factor at a time: every variant changes one thing of the base. Two changes that both help need not help together. The base
+  was the demo's recipe until this study.
 - *Depth R²* is a linear probe on the student's frozen tokens; *recall* is centred correspondence between views. Scores are of
   validation rooms that no training saw; test rooms were not opened.
 - Intervals are 95 % bootstrap intervals; rooms and seeds are resampled, the same rooms for variant and base. With so few seeds
   the part that comes from seeds is drawn too narrow rather than too wide; with a single seed it is missing.
 - Bold: all of the interval on one side of 0. Of {count} comparisons per column about {chance:.1f} would be bold by chance.
 - *Cosine* is the run's own centred validation cosine of the fused stream. It says how well its own target was met.
-- The winner of a factor is the variant that is better than the base on depth R² of the fused stream with the interval apart, and
-  not worse on its recall with the interval apart; of several the one with the largest difference; otherwise the base stays.
+- The winner of a factor is the variant that is better than the base on depth R² of the fused stream with the interval apart,
+  and not worse on its recall with the interval apart; of several the one with the largest difference; otherwise the base stays.
 """
 GPU = """\
 ## What a run on a GPU would have to change
