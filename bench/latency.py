@@ -94,20 +94,31 @@ def timed(cases: list[Case], repeats: int, clock: Clock, rules: Rules, source: S
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows as text for a terminal: percentiles of the call, medians of its steps, frames per second at the median."""
+    """The rows as text for a terminal: percentiles of the call, medians of its steps, frames per second at the median.
+
+    Where the result has "roofline" rows with a bound, that is the last column, marked as no measurement.
+    """
     where = result["machine"]
     told = [f"{where['device']}, {where['cores']} cores, {where['threads']} thread(s)"]
     told += [f"{key} {where[key]}" for key in ("gpu", "jetpack", "power_mode", "governor") if key in where]
     copies = any(COPIED[0] in stages for stages in result["stages"].values())
     shown = [*STAGES, *(COPIED if copies else ())]
-    head = f"{'':<44}" + "".join(f"{name:>9}" for name in ("p50 ms", "p90", "p99", *shown, "frames/s"))
+    bounds = {_what(row): row["bound_ms"] for row in result.get("roofline", ()) if "bound_ms" in row}
+    last = ("frames/s", "(bound)") if bounds else ("frames/s",)
+    head = f"{'':<44}" + "".join(f"{name:>9}" for name in ("p50 ms", "p90", "p99", *shown, *last))
     lines = [", ".join(told), head]
     for row, (name, stages) in zip(result["latency"], result["stages"].items()):
         times = [row["p50_ms"], row["p90_ms"], row["p99_ms"]]
         times += [stages[stage]["p50_ms"] if stage in stages else float("nan") for stage in shown]
         numbers = "".join("        -" if value != value else f"{value:>9.2f}" for value in times)
-        lines.append(f"{name:<44}{numbers}{1e3 * row['batch'] / row['p50_ms']:>9.1f}")
+        bound = f"{f'({bounds[_what(row)]:.3f})':>9}" if _what(row) in bounds else ""
+        lines.append(f"{name:<44}{numbers}{1e3 * row['batch'] / row['p50_ms']:>9.1f}{bound}")
     return "\n".join([*lines, *remarks(result)])
+
+
+def _what(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a measured row and its bound have in common."""
+    return row["precision"], row["batch"], *row["size"]
 
 
 def remarks(result: dict[str, Any]) -> list[str]:

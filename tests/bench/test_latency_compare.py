@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bench import latency_chart
+from bench import latency, latency_chart
 from bench.compare import blocks, compare, row, text, within
 from bench.roofline import DEVICES, Work, known, of_artifacts, operations, recognise, rows, work_of
 from bench.timing_verbs import Compare
@@ -203,3 +203,16 @@ def test_picture_has_every_line_and_names_bounds_as_such(tmp_path: Path, monkeyp
     expected = {"student, torch fp32, 8x8", "bound, not measured: H200 fp32", "student/torch/fp32/b1"}
     assert set(labels) == expected
     assert [row["batch"] for row in latency_chart.curves(result)["student, torch fp32, 8x8"]] == [1, 4]
+
+
+def test_the_bound_is_a_column_of_its_own_and_in_brackets() -> None:
+    row = {"model": "s", "backend": "onnxruntime", "precision": "fp32", "batch": 1, "size": [8, 8]}
+    row |= {"p50_ms": 2.0, "p90_ms": 2.1, "p99_ms": 2.2}
+    machine = {"device": "board", "cores": 2, "threads": 1}
+    result = {"machine": machine, "latency": [row], "stages": {"s/onnxruntime/fp32/b1": {}}, "samples": {}}
+    assert "bound" not in latency.table(result)
+    bound = {"precision": "fp32", "batch": 1, "size": [8, 8], "device": "H200", "bound_ms": 0.0123}
+    for other in ({"batch": 4}, {"size": [9, 9]}):  # of something else
+        assert "0.012" not in latency.table(result | {"roofline": [bound | other]})
+    lines = latency.table(result | {"roofline": [bound]}).splitlines()
+    assert lines[1].endswith("(bound)") and lines[2].endswith("  (0.012)")
