@@ -44,17 +44,9 @@ def summary(name: str) -> str:
 def demo() -> RunConfig:
     """vit_micro in 600 steps of 48 frames: about five minutes on two CPU cores.
 
-    `study_base` with cosine alone: of all changes in docs/study.md the one that is better on both probes and costs nothing.
-    """
-    return replace(study_base(), cosine=1.0, smooth_l1=0.0)
-
-
-@register
-def study_base() -> RunConfig:
-    """What `distill.study` changes one factor at a time; the demo's recipe until then.
-
     Loss on standardised targets, Muon 0.02 / AdamW 1e-3 are those of the project's feasibility prototype; more steps, and
-    the generative stream at full weight: 400 steps smoothed away what tells neighbouring tokens apart (docs/log.md, 6).
+    the generative stream at full weight: 400 steps smoothed away what tells neighbouring tokens apart (docs/log.md, 6). No change
+    in docs/study.md that costs nothing is better and keeps the scale that readers need (docs/log.md, 18).
     """
     weights = {"fused": 1.0, "generative": 1.0, "semantic": 0.25}
     return RunConfig(student="vit_micro", steps=600, batch=48, weights=weights, evaluate_every=200, checkpoint_seconds=20.0)
@@ -74,7 +66,7 @@ def smoke() -> RunConfig:
 
 @register
 def vit_tiny() -> RunConfig:
-    """ViT-Ti in 2,000 steps of 64 frames: about an hour on one CPU core; the losses of `demo`."""
+    """ViT-Ti in 2,000 steps of 64 frames: about an hour on one CPU core; otherwise `demo`."""
     return replace(demo(), student="vit_tiny", steps=2000, batch=64, evaluate_every=250, log_every=20)
 
 

@@ -48,7 +48,7 @@ class Study:
     """Factors to study; none: all of them."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights and batches; every variant is trained once per seed."""
-    recipe: str = "study_base"
+    recipe: str = "demo"
     """The base, a name from `vega-edge list recipes`."""
     steps: int = 300
     """Training steps of every run."""

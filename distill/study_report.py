@@ -41,8 +41,7 @@ STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 10, "axes.sp
 READING = """\
 How to read it:
 
-- One factor at a time: every variant changes one thing of the base. Two changes that both help need not help together. The base
-  was the demo's recipe until this study.
+- One factor at a time: every variant changes one thing of the base. Two changes that both help need not help together.
 - *Depth R²* is a linear probe on the student's frozen tokens; *recall* is centred correspondence between views. Scores are of
   validation rooms that no training saw; test rooms were not opened.
 - Intervals are 95 % bootstrap intervals; rooms and seeds are resampled, the same rooms for variant and base. With so few seeds

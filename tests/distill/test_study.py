@@ -21,7 +21,7 @@ TINY = Study(recipe="smoke", only=("mode",), seeds=(0,), steps=2, rooms=4, frame
 
 class TestGrid:
     def test_every_variant_is_a_config_that_differs_from_the_base_in_one_thing(self):
-        base = recipes.create("study_base")
+        base = recipes.create("demo")
         for factor in GRID.values():
             for variant in factor.variants:
                 ways = [variant.change, variant.teacher, variant.share < 1, variant.online]
