@@ -45,8 +45,8 @@ def demo() -> RunConfig:
     """vit_micro in 600 steps of 48 frames: about five minutes on two CPU cores.
 
     Loss on standardised targets, Muon 0.02 / AdamW 1e-3 are those of the project's feasibility prototype; more steps, and
-    the generative stream at full weight: 400 steps smoothed away what tells neighbouring tokens apart (docs/log.md, 6). No change
-    in docs/study.md that costs nothing is better and keeps the scale that readers need (docs/log.md, 18).
+    the generative stream at full weight: 400 steps smoothed away what tells neighbouring tokens apart (docs/log.md, 6). No
+    change in docs/study.md that costs nothing is better and keeps the scale that readers need (docs/log.md, 18).
     """
     weights = {"fused": 1.0, "generative": 1.0, "semantic": 0.25}
     return RunConfig(student="vit_micro", steps=600, batch=48, weights=weights, evaluate_every=200, checkpoint_seconds=20.0)

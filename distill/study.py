@@ -178,13 +178,16 @@ class Study:
     def _row(self, group: Sequence[Cell]) -> dict[str, Any]:
         """What the runs of a variant themselves say; lists have one entry per seed."""
         manifests = [read_manifest(self.run_folder(cell), "run") for cell in group]
-        cosine = {
-            stream: [found["validation"][stream]["centred"] for found in manifests if stream in found["validation"]]
-            for stream in self.streams(group[0])
-        }
+        cosine, raw = (
+            {
+                stream: [found["validation"][stream][kind] for found in manifests if stream in found["validation"]]
+                for stream in self.streams(group[0])
+            }
+            for kind in ("centred", "raw")
+        )
         runs = {name: [found[name] for found in manifests] for name in ("minutes", "fingerprint")}
         named = {"factor": group[0].factor, "variant": group[0].variant.name}
-        return {**named, "cosine": cosine, "parameters": manifests[0]["parameters"], **runs}
+        return {**named, "cosine": cosine, "raw": raw, "parameters": manifests[0]["parameters"], **runs}
 
     def _files(self, group: Sequence[Cell]) -> dict[str, list[Path]]:
         return {stream: [self.score_file(cell, stream) for cell in group] for stream in self.streams(group[0])}

@@ -24,6 +24,7 @@ from distill.study_grid import GRID
 from vega_artifact import atomic_write, write_text
 
 JUDGE = ("fused", "depth_r2")  # the stream and the metric that decide
+RAW_MARGIN = 0.02  # of the raw cosine
 GUARD = ("fused", "correspondence_recall_centred")  # which a winner must not be worse on
 COLUMNS = {
     ("fused", "depth_r2"): "depth R², fused",
@@ -48,8 +49,11 @@ How to read it:
   the part that comes from seeds is drawn too narrow rather than too wide; with a single seed it is missing.
 - Bold: all of the interval on one side of 0. Of {count} comparisons per column about {chance:.1f} would be bold by chance.
 - *Cosine* is the run's own centred validation cosine of the fused stream. It says how well its own target was met.
+- *Raw* is the same before the mean is removed: it falls where a student gets the scale of its tokens wrong, which probes do not
+  see and readers of the tokens do.
 - The winner of a factor is the variant that is better than the base on depth R² of the fused stream with the interval apart,
-  and not worse on its recall with the interval apart; of several the one with the largest difference; otherwise the base stays.
+  not worse on its recall with the interval apart, and whose raw cosine is at most {raw:g} below the base's; of several the one
+  with the largest difference; otherwise the base stays.
 """
 GPU = """\
 ## What a run on a GPU would have to change
@@ -90,33 +94,38 @@ def markdown(found: Mapping[str, Any], shown: Sequence[str] = ()) -> str:
         "| --- | --- | --- | --- |",
     ]
     for factor in factors:
-        best = winner([row for row in variants if row["factor"] == factor])
+        best = winner([row for row in variants if row["factor"] == factor], base)
         gain = _difference(best, JUDGE) if best else "–"
         lines.append(f"| [{factor}](#{factor}) | {GRID[factor].base} | {best['variant'] if best else 'base'} | {gain} |")
-    lines += ["", READING.format(count=len(variants), chance=0.05 * len(variants))]
+    lines += ["", READING.format(count=len(variants), chance=0.05 * len(variants), raw=RAW_MARGIN)]
     lines += [f"![{PICTURES[metric][1]} less the base]({PICTURES[metric][0]})\n" for metric in shown]
     for factor in factors:
         lines += _section(factor, base, [row for row in variants if row["factor"] == factor])
     return "\n".join([*lines, GPU])
 
 
-def winner(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def winner(rows: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The variant that beats the base on the judging score with the interval apart, by the most; None: the base stays.
 
-    One that is worse on the other probe, with the interval apart, does not count: both ask about the sense of space.
+    One that is worse on the other probe, with the interval apart, does not count: both ask about the sense of space. Nor does
+    one that loses the scale of the tokens.
     """
     better = [row for row in rows if (gain := _gain(row, JUDGE)) is not None and gain["low"] > 0]
     better = [row for row in better if (guard := _gain(row, GUARD)) is None or guard["high"] >= 0]
+    better = [row for row in better if _raw(row) >= _raw(base) - RAW_MARGIN]
     return max(better, key=lambda row: row["scores"][JUDGE[0]][JUDGE[1]]["difference"]["value"], default=None)
 
 
 def _section(factor: str, base: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    about, best = GRID[factor], winner(rows)
+    about, best = GRID[factor], winner(rows, base)
     lines = [f"## {factor}", "", about.question, ""]
-    lines += [f"| variant | {' | '.join(COLUMNS.values())} | cosine | minutes |", "| --- |" + " --- |" * (len(COLUMNS) + 2)]
+    lines += [
+        f"| variant | {' | '.join(COLUMNS.values())} | cosine | raw | minutes |",
+        "| --- |" + " --- |" * (len(COLUMNS) + 3),
+    ]
     for name, row, cell in [(f"base: {about.base}", base, _value), *((row["variant"], row, _difference) for row in rows)]:
         values = [cell(row, column) for column in COLUMNS]
-        values += [_mean(row["cosine"].get("fused")), _mean(row["minutes"])]
+        values += [_mean(row[kind].get("fused")) for kind in ("cosine", "raw")] + [_mean(row["minutes"])]
         lines.append(f"| {name} | {' | '.join(values)} |")
     verdict = f"**{best['variant']}** is better than the base." if best else "No variant wins; the base stays."
     return [*lines, "", " ".join(filter(None, (verdict, about.caveat))), ""]
@@ -124,6 +133,12 @@ def _section(factor: str, base: Mapping[str, Any], rows: Sequence[Mapping[str, A
 
 def _scored(row: Mapping[str, Any], metric: str) -> bool:
     return any("difference" in found.get(metric, {}) for found in row["scores"].values())
+
+
+def _raw(row: Mapping[str, Any]) -> float:
+    """Mean raw cosine of the judged stream; 1 where a student without validation rooms has none."""
+    found = row["raw"].get(JUDGE[0])
+    return sum(found) / len(found) if found else 1.0
 
 
 def _gain(row: Mapping[str, Any], column: tuple[str, str]) -> Mapping[str, Any] | None:

@@ -143,7 +143,8 @@ def row(factor: str, variant: str, gain: tuple[float, float, float] | None) -> d
     if gain is not None:
         found["difference"] = dict(zip(("value", "low", "high"), gain)) | {"seeds": [gain[0]]}
     scores = {"fused": {"depth_r2": found}}
-    return {"factor": factor, "variant": variant, "scores": scores, "cosine": {"fused": [0.8]}, "minutes": [1.0]}
+    cosines = {"cosine": {"fused": [0.8]}, "raw": {"fused": [0.9]}}
+    return {"factor": factor, "variant": variant, "scores": scores, **cosines, "minutes": [1.0]}
 
 
 ROWS = [
@@ -158,14 +159,19 @@ SETTINGS = {"teacher": "t", "recipe": "demo", "steps": 3, "rooms": 4, "frames": 
 
 class TestReport:
     def test_the_winner_is_the_best_of_those_with_the_interval_apart_else_the_base(self):
-        assert winner(ROWS[1:3]) is None
-        assert winner(ROWS[3:])["variant"] == "smooth-L1 alone"
+        assert winner(ROWS[1:3], ROWS[0]) is None
+        assert winner(ROWS[3:], ROWS[0])["variant"] == "smooth-L1 alone"
 
     def test_a_variant_that_loses_on_the_other_probe_does_not_win(self):
         rows = [row("loss", "blurred", (0.05, 0.04, 0.06)), row("loss", "sharp", (0.02, 0.01, 0.03))]
         worse = {"value": -0.04, "low": -0.05, "high": -0.03, "seeds": [-0.04]}
         rows[0]["scores"]["fused"]["correspondence_recall_centred"] = {"difference": worse}
-        assert winner(rows)["variant"] == "sharp"
+        assert winner(rows, ROWS[0])["variant"] == "sharp"
+
+    def test_a_variant_that_loses_the_scale_does_not_win(self):
+        rows = [row("loss", "free", (0.05, 0.04, 0.06)) | {"raw": {"fused": [0.75]}}, row("loss", "sharp", (0.02, 0.01, 0.03))]
+        assert winner(rows, ROWS[0])["variant"] == "sharp"
+        assert winner(rows[:1], ROWS[0]) is None
 
     def test_tables_and_pictures(self, tmp_path):
         path = write(tmp_path, {"settings": SETTINGS, "parents": {"teacher": "abc"}, "rows": ROWS})
