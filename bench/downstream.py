@@ -21,6 +21,7 @@ from rich.progress import track
 
 from bench.tasks import get_task
 from bench.tasks.rows import task_rows
+from teacher.launch import end_with_parent
 from teacher.scenes import PosedClip
 from teacher.scenes.questions import procedural_questions, scanqa_prompt, vsi_prompt
 from vega_artifact import read_json, write_json
@@ -69,7 +70,7 @@ def answer_all(
     """
     jobs = [(model, seed) for model in tokens for seed in seeds]
     missing = [job for job in jobs if not _path(folder, *job).exists()]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         running = []
         for model, seed in missing:
             maps = tokens[model]

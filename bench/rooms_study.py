@@ -28,6 +28,7 @@ from bench.downstream import PROTOCOLS, TASKS
 from bench.latency import machine
 from bench.tasks import get_task
 from bench.tasks.rows import task_rows
+from teacher.launch import end_with_parent
 from teacher.tiny import fit, rooms
 from teacher.tiny.bundle import load_tokenizer, new_reader, read_reader, save_half
 from teacher.tiny.oracle import oracle_stream
@@ -87,7 +88,7 @@ class RoomsStudy:
 
 def _pool(jobs: int) -> Executor:
     if jobs:
-        return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent)
     return ThreadPoolExecutor(1)
 
 

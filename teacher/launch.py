@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
+from threading import Thread
 
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
@@ -29,6 +31,18 @@ def local_rank() -> int:
 def processes() -> int:
     """How many processes were started to work on one thing, 1 where nobody says so."""
     return _told(PROCESSES, 1)
+
+
+def end_with_parent() -> None:
+    """For a process of a pool to call first: it ends when the process that started it is gone, killed with -9 as well."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def lone_launch(environment: Mapping[str, str]) -> str | None:

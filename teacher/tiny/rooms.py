@@ -22,6 +22,7 @@ import numpy as np
 from rich.progress import track
 
 from teacher.framing import as_unit_images, frame_images
+from teacher.launch import end_with_parent
 from teacher.scenes import PosedClip, open_scenes
 from teacher.scenes.furniture import FURNITURE
 from teacher.scenes.questions import procedural_questions
@@ -150,7 +151,7 @@ def in_parallel(function: Callable, count: int, arguments: tuple, label: str) ->
     """function(first, index, *rest) for every index below `count`, in order, on all cores."""
     first, *rest = arguments
     # not forked: a process whose torch has started threads leaves its children waiting for them
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         jobs = [pool.submit(function, first, index, *rest) for index in range(count)]
         for job in track(jobs, description=f"rendering {label}"):
             yield job.result()
