@@ -21,7 +21,7 @@ from bench.latency import measure
 from export import export_run, write_bundle
 from export.bundle import carried_code
 from export.runtime import Encoder, RuntimeInputError
-from student import StreamingStudent, load_student
+from student import StreamingStudent, load_model, load_student
 from tests.bench.small_runs import SIZE, make_run
 from vega_artifact import UserError
 
@@ -124,7 +124,7 @@ class TestSteps:
         assert_same(walk(steps, frames[::-1].copy()), encoder(frames[::-1]))  # the buffers are filled anew
 
     def test_torch_eager_and_with_the_copies_apart(self, encoder: Encoder, run: Path, frames: np.ndarray) -> None:
-        student = torch_steps.load(run)
+        student = load_model(run)
         assert_same(walk(torch_steps.steps(student, encoder, "torch"), frames), encoder(frames))
         forward = torch_steps.forward_of(student, list(encoder.description.streams))
         steps = torch_steps.device_steps(forward, encoder, torch.device("cpu"))
@@ -152,7 +152,7 @@ class TestSteps:
             return function
 
         monkeypatch.setattr(torch, "compile", compiled)
-        steps = torch_steps.steps(torch_steps.load(run), encoder, "torch.compile")
+        steps = torch_steps.steps(load_model(run), encoder, "torch.compile")
         assert_same(walk(steps, frames), encoder(frames))
         assert asked == [{"dynamic": False}]
 

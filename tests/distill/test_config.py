@@ -23,7 +23,7 @@ from vega_artifact import UserError
         ({"cosine": 0.0, "smooth_l1": 0.0}, "one of cosine, smooth_l1, mse, gram, cross_view must"),
         ({"threads": 0}, "threads"),
         ({"accumulate": 0, "crop": 1.5}, r"accumulate must be at least 1; crop must lie in \[0, 1.0\]"),
-        ({"keep_every": -1}, "keep_every must not be negative"),
+        ({"keep_every": -1}, "keep_every and memory must not be negative"),
         ({"ship": "best", "validation_part": 0.0}, "ship=best needs a validation_part above 0"),
     ],
 )
@@ -68,5 +68,5 @@ def test_every_recipe_makes_a_config_of_a_known_student_and_says_what_it_is():
 
 
 def test_unknown_recipe_lists_the_known():
-    with pytest.raises(UserError, match=r"unknown recipe 'dema'. Did you mean 'demo'\? Known: demo, smoke"):
+    with pytest.raises(UserError, match=r"unknown recipe 'dema'. Did you mean 'demo'\? Known: demo, first_demo, smoke"):
         recipes.create("dema")

@@ -111,7 +111,7 @@ class TestChoices:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"precision": "int4"}, "unknown precision 'int4'.*fp16, fp32, int8"),
+            ({"precision": "int4"}, "unknown precision 'int4'.*fp16, fp32, fp8_fp16, int8"),
             ({"precision": "int8"}, r"measured on real frames; give the cache of the run \(--cache CACHE\)"),
             ({"heads": ["fusd"]}, "unknown head 'fusd'. Did you mean 'fused'"),
             ({"heads": []}, "at least one"),
