@@ -16,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from export.audit import load_model
 from export.precision import PRECISIONS
 from export.runtime.manifest import MODEL
@@ -32,6 +34,7 @@ PART = 0.1  # by which the weights of an engine may differ from the file's
 PADDED = (
     0.3  # of INT8 and FP8: kernels of convolutions are padded to blocks of channels (1.15 to 1.19 measured); half would be 2
 )
+WHOLE = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)  # shapes and indices, which the compiler folds: no weights
 SLACK = 1 << 16  # bytes of constants that the compiler adds to the weights of a small network
 
 
@@ -70,7 +73,7 @@ def check_export(export: Path | str) -> dict[str, Any]:
         "bytes": len(plan),
         "engine_weights": memory.get("weights"),
         "activations": memory.get("activation"),
-        "weights": sum(len(tensor.raw_data) for tensor in model.graph.initializer),
+        "weights": sum(len(tensor.raw_data) for tensor in model.graph.initializer if tensor.data_type not in WHOLE),
     }
     judge(export, manifest, found)
     return found
