@@ -113,7 +113,7 @@ def test_pixels_come_with_the_channels_last(tmp_path: Path, monkeypatch: pytest.
     [
         ([PLAIN.replace("{kind}", "Half")], 2000, "0 of 1 attention layers became one kernel"),
         ([FUSED.replace("Half", "Float")], 2000, "none is Half though fp16 was asked"),
-        ([FUSED], 4_000_000, "the compiler stored them in another type"),
+        ([FUSED], 4_000_000, "the compiler stores them otherwise than asked"),
         (["some other log"], 2000, "lists no layers"),
         (["Error: no tactic"], None, r"could not build the graph \(Error: no tactic\)"),
     ],
