@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -228,6 +229,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise vega_artifact.unknown_name("verb", arguments[0], VERBS)
         verb = tyro.cli(COMMAND, prog="vega-edge", description=ABOUT, args=arguments, config=(OmitSubcommandPrefixes,))
         verb.run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is written to it at exit
+        return 0
     except KeyboardInterrupt:
         print("vega-edge: interrupted; the same command resumes", file=sys.stderr)
         return 130

@@ -268,3 +268,9 @@ class TestPublicNames:
     def test_unknown_name_lists_the_public_ones(self) -> None:
         with pytest.raises(AttributeError, match="load_teacher"):
             vega_edge.load_techer  # noqa: B018
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m vega_edge list students | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("student")
