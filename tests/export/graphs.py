@@ -54,6 +54,28 @@ def small_graph(scale: float = 1.0) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def quantized_convolution(channels: int, kernel: int, groups: int) -> onnx.ModelProto:
+    """images (batch, channels, 16, 16) -> fused of the same shape: one int8 convolution."""
+    shape = (channels, channels // groups, kernel, kernel)
+    constants = {
+        "weight": np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8),
+        "weight.scale": np.full(channels, 0.01, np.float32),
+        "weight.zero": np.zeros(channels, np.int8),
+        "scale": np.array(0.05, np.float32),
+        "zero": np.array(0, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["whole"], "quantize"),
+        helper.make_node("DequantizeLinear", ["whole", "scale", "zero"], ["input"], "dequantize"),
+        helper.make_node("DequantizeLinear", ["weight", "weight.scale", "weight.zero"], ["real"], "real", axis=0),
+        helper.make_node("Conv", ["input", "real"], ["fused"], "convolve", group=groups, pads=[kernel // 2] * 4),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, 16, 16]) for name in ("images", "fused")]
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "convolution", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
 def images(count: int = 8, seed: int = 1) -> np.ndarray:
     """Input for `small_graph`, float32 (count, 3, 8, 8)."""
     return np.random.default_rng(seed).normal(0, 1, (count, 3, 8, 8)).astype(np.float32)

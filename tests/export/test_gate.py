@@ -19,10 +19,10 @@ import onnx
 import pytest
 
 from export import export_run
-from export.gate import LIBRARIES, build, check_export, compiler
+from export.gate import DEPTHWISE, LIBRARIES, MEMORY, build, check_export, compiler, expected_weights
 from vega_artifact import UserError, read_manifest, write_manifest
 
-from .graphs import small_graph
+from .graphs import quantized_convolution, small_graph
 
 # lines as TensorRT-RTX 1.7 (the first) and 1.4 (the second) write them
 FUSED = "Name: _gemm_mha_v2_myl0_7, LayerType: kgen, Inputs: [ { Name: q, Dimensions: [4,4], Datatype: Half, Format: (Row) } ]"
@@ -137,6 +137,12 @@ def test_float32_attention_is_not_expected_to_fuse(tmp_path: Path, monkeypatch: 
     assert check_export(write_export(tmp_path / "export", "fp32"))["mha"] == 0
 
 
+def test_an_int8_weight_of_a_depthwise_convolution_counts_fourfold() -> None:
+    scales = 16 * 4 + 16 + 4 + 1  # of the weights and of the input, with their zero points
+    assert expected_weights(quantized_convolution(channels=16, kernel=3, groups=1).graph) == 16 * 16 * 9 + scales
+    assert expected_weights(quantized_convolution(channels=16, kernel=3, groups=16).graph) == 4 * 16 * 9 + scales
+
+
 def test_is_skipped_with_a_reason_where_the_compiler_is_absent(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIBRARIES:
         monkeypatch.setitem(sys.modules, name, None)
@@ -175,6 +181,16 @@ class TestRealCompiler:
         (liar / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match="0 of [0-9]+ attention layers became one kernel"):
             check_export(liar)
+
+    @pytest.mark.parametrize(("groups", "expected"), [(1, 1), (64, DEPTHWISE)])
+    def test_bytes_that_it_takes_for_an_int8_weight(self, groups: int, expected: int) -> None:
+        """Of two kernel sizes, so that scales and biases cancel."""
+        found = []
+        for kernel in (3, 7):
+            model = quantized_convolution(channels=64, kernel=kernel, groups=groups)
+            _, log = build(compiler(), model.SerializeToString(), {"images": (64, 16, 16)}, 2)
+            found.append(int(dict(MEMORY.findall(log))["Weights"]))
+        assert found[1] - found[0] == expected * 64 * (64 // groups) * (49 - 9)
 
     def test_an_operator_it_does_not_know_is_refused_in_its_own_words(self, exported: Path, tmp_path: Path) -> None:
         model = onnx.load(exported / "student.onnx")
