@@ -64,13 +64,18 @@ def encode(encoder: Encoder, paths: list[Path]) -> dict[str, np.ndarray]:
 
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the .npz beside its destination and rename it, so that nobody reads half of it."""
+    """Write the .npz beside its destination and rename it, so that nobody reads half of it.
+
+    Args:
+        arrays: of numbers or text, never of objects; nothing else is given to `np.savez`, because numpy 1.21 (JetPack 6)
+            takes every keyword for an array.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as stream:
-                np.savez(stream, allow_pickle=False, **arrays)
+                np.savez(stream, **arrays)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         finally:

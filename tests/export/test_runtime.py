@@ -308,6 +308,15 @@ class TestCommand:
             alone = Encoder(exported)(np.asarray(Image.open(images[0]))[None])["fused"][0]
             np.testing.assert_allclose(features["fused"][0], alone, atol=2e-5)
 
+    def test_the_file_holds_the_features_alone_with_any_numpy(
+        self, exported: Path, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """numpy 1.21, that of JetPack 6, stores every keyword of savez as an array."""
+        written: dict[str, object] = {}
+        monkeypatch.setattr(np, "savez", lambda _stream, **arrays: written.update(arrays))
+        assert main([str(exported), *images, "--out", str(tmp_path / "f.npz")]) == 0
+        assert set(written) == {"fused", "generative", "names"}
+
     def test_bad_input_exits_with_2_and_writes_nothing(
         self, exported: Path, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
