@@ -13,7 +13,9 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,12 +65,12 @@ def encode(encoder: Encoder, paths: list[Path]) -> dict[str, np.ndarray]:
     return {**arrays, "names": np.array([str(path) for path in paths])}
 
 
-def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def save(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write the .npz beside its destination and rename it, so that nobody reads half of it.
 
     Args:
-        arrays: of numbers or text, never of objects; nothing else is given to `np.savez`, because numpy 1.21 (JetPack 6)
-            takes every keyword for an array.
+        arrays: numpy's, of numbers or text, never of objects; nothing else is given to `np.savez`, because numpy 1.21
+            (JetPack 6) takes every keyword for an array.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
