@@ -36,7 +36,8 @@ class EngineConfig:
         library, version: the TensorRT that built it and must run it.
         batches: the profile's smallest, best and largest batch.
         precision: of the export.
-        gpu, sm: name and compute capability of the GPU; None for TensorRT-RTX without a GPU, whose engines fit any.
+        gpu, sm, processors: name, compute capability and number of multiprocessors of the GPU; None for TensorRT-RTX without a
+            GPU, whose engines fit any.
         onnx: SHA-256 of the ONNX file.
         workspace_mib, any_gpu, any_version, strip, dla: of `BuildOptions`.
     """
@@ -47,6 +48,7 @@ class EngineConfig:
     precision: str
     gpu: str | None
     sm: str | None
+    processors: int | None
     onnx: str
     workspace_mib: int | None
     any_gpu: bool
@@ -95,10 +97,17 @@ def build_engine(
     trt, gpu = import_tensorrt(), find_gpu()
     check_memory((export / MODEL).stat().st_size, options.workspace_mib)
     plan = serialize(trt, (export / MODEL).read_bytes(), input_shapes(manifest), batches, options)
-    name, sm = (gpu.name, gpu.sm) if gpu else (None, None)
-    bound = (trt.__name__, str(trt.__version__), batches, manifest["config"]["precision"], name, sm)
+    place: dict[str, Any] = {"gpu": gpu and gpu.name, "sm": gpu and gpu.sm, "processors": gpu and gpu.processors}
     asked = {name: getattr(options, name) for name in ("workspace_mib", "any_gpu", "any_version", "strip", "dla")}
-    config = EngineConfig(*bound, onnx=file_sha256(export / MODEL), **asked)
+    config = EngineConfig(
+        library=trt.__name__,
+        version=str(trt.__version__),
+        batches=batches,
+        precision=manifest["config"]["precision"],
+        onnx=file_sha256(export / MODEL),
+        **place,
+        **asked,
+    )
     with staged_folder(out, "engine") as folder:
         write_engine(folder, plan, config, export, manifest)
         result = self_test(folder, out, gpu)

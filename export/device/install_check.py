@@ -54,7 +54,7 @@ def machine_facts() -> dict[str, str]:
     facts = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     if L4T.is_file():
         facts["jetson"] = jetpack(L4T.read_text(errors="replace"))
-    facts["gpu"] = f"{gpu.name}, SM {gpu.sm}" if gpu else "none (no NVIDIA driver, or no device); onnxruntime's CPU serves"
+    facts["gpu"] = str(gpu) if gpu else "none (no NVIDIA driver, or no device); onnxruntime's CPU serves"
     facts["cuda"] = "found" if load_library(*RUNTIMES) is not None else "no libcudart; engines need it"
     try:
         library = import_tensorrt()

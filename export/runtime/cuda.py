@@ -19,7 +19,7 @@ from .manifest import RuntimeInputError
 RUNTIMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "/usr/local/cuda/lib64/libcudart.so")
 DRIVER = "libcuda.so.1"
 TO_DEVICE, TO_HOST = 1, 2  # cudaMemcpyKind
-SM_MAJOR, SM_MINOR = 75, 76  # CUdevice_attribute
+PROCESSORS, SM_MAJOR, SM_MINOR = 16, 75, 76  # CUdevice_attribute
 ADVICE = {
     2: "too little GPU memory: close other programs, or build the engine with a smaller --largest-batch",
     35: "the driver is older than the CUDA library: update the driver (on a Jetson, JetPack)",
@@ -29,10 +29,21 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """The device engines are built for and run on. `sm` is the compute capability, such as "8.7" on Orin."""
+    """The device engines are built for and run on.
+
+    Attributes:
+        name: as its driver says; every Orin, from Nano to AGX, says "Orin".
+        sm: compute capability, such as "8.7" on every Orin.
+        processors: number of multiprocessors, which tells them apart, and power modes that turn some off; None in the sidecar
+            of an engine that was built before it was asked for.
+    """
 
     name: str
     sm: str
+    processors: int | None
+
+    def __str__(self) -> str:
+        return f"{self.name} (SM {self.sm}, {self.processors or 'unknown number of'} multiprocessors)"
 
 
 def load_library(*names: str) -> Any | None:
@@ -50,14 +61,12 @@ def find_gpu() -> Gpu | None:
     driver = load_library(DRIVER)
     if driver is None or driver.cuInit(0) != 0:
         return None
-    device, name, major, minor = c_int(), ctypes.create_string_buffer(128), c_int(), c_int()
-    answers = [
-        driver.cuDeviceGet(byref(device), 0),
-        driver.cuDeviceGetName(name, 128, device),
-        driver.cuDeviceGetAttribute(byref(major), SM_MAJOR, device),
-        driver.cuDeviceGetAttribute(byref(minor), SM_MINOR, device),
-    ]
-    return None if any(answers) else Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}")
+    device, name, numbers = c_int(), ctypes.create_string_buffer(128), [c_int(), c_int(), c_int()]
+    answers = [driver.cuDeviceGet(byref(device), 0), driver.cuDeviceGetName(name, 128, device)]
+    which = (SM_MAJOR, SM_MINOR, PROCESSORS)
+    answers += [driver.cuDeviceGetAttribute(byref(number), kind, device) for number, kind in zip(numbers, which)]
+    major, minor, processors = (number.value for number in numbers)
+    return None if any(answers) else Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", processors)
 
 
 class Cuda:

@@ -1,7 +1,8 @@
 """A TensorRT engine as a backend: the same call as onnxruntime's, on the GPU the engine was built for and on no other.
 
 Beside `export.runtime.backends`, for ENGINE folders (`vega-edge build`). The folder's manifest is the engine's sidecar: GPU,
-SM, TensorRT version and the hash of the ONNX file it came from. TensorRT 10.3 to 11 and TensorRT-RTX share the calls used.
+SM, number of multiprocessors, TensorRT version and the hash of the ONNX file it came from. TensorRT 10.3 to 11 and
+TensorRT-RTX share the calls used.
 
     python -m export.runtime ENGINE --check
 """
@@ -43,7 +44,8 @@ def check_machine(description: Description, version: str, gpu: Gpu | None) -> No
     from Ampere (SM 8.0) on, one built for any version on its own and later ones.
 
     Raises:
-        RuntimeInputError: no driver, another GPU or SM, or another TensorRT version; with the command that builds it again.
+        RuntimeInputError: no driver, another GPU, SM, number of multiprocessors or TensorRT version; with the command that
+            builds it again.
     """
     built, where = description.engine, description.folder
     if gpu is None:
@@ -52,8 +54,8 @@ def check_machine(description: Description, version: str, gpu: Gpu | None) -> No
         found = f"TensorRT {built['version']}, this machine has {version}"
         raise RuntimeInputError(f"{where}: built with {found}; build it again: {REBUILD}")
     if not _gpu_fits(built, gpu):
-        found = f"{built['gpu']} (SM {built['sm']}), this machine has {gpu.name} (SM {gpu.sm})"
-        raise RuntimeInputError(f"{where}: built for {found}; build it again: {REBUILD}")
+        wanted = Gpu(built["gpu"], built["sm"], built["processors"])
+        raise RuntimeInputError(f"{where}: built for {wanted}, this machine has {gpu}; build it again: {REBUILD}")
 
 
 def _version_fits(built: Mapping[str, Any], version: str) -> bool:
@@ -63,7 +65,7 @@ def _version_fits(built: Mapping[str, Any], version: str) -> bool:
 def _gpu_fits(built: Mapping[str, Any], gpu: Gpu) -> bool:
     if built["gpu"] is None:
         return True
-    return _numbers(gpu.sm) >= (8, 0) if built.get("any_gpu") else (built["gpu"], built["sm"]) == (gpu.name, gpu.sm)
+    return _numbers(gpu.sm) >= (8, 0) if built.get("any_gpu") else Gpu(built["gpu"], built["sm"], built["processors"]) == gpu
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -62,10 +62,11 @@ class FakeCudart:
 
 
 class FakeDriver:
-    """libcuda with one device of this name and compute capability."""
+    """libcuda with one device of this name, compute capability and number of multiprocessors."""
 
-    def __init__(self, name: str, sm: tuple[int, int]) -> None:
-        self.name, self.sm = name, sm
+    def __init__(self, name: str, sm: tuple[int, int], processors: int = 16) -> None:
+        self.name = name
+        self.attributes = {cuda.SM_MAJOR: sm[0], cuda.SM_MINOR: sm[1], 16: processors}  # 16: as in cuda.h
 
     def cuInit(self, _flags: int) -> int:
         return 0
@@ -79,7 +80,7 @@ class FakeDriver:
         return 0
 
     def cuDeviceGetAttribute(self, value: Any, which: int, _device: Any) -> int:
-        value._obj.value = self.sm[which - cuda.SM_MAJOR]
+        value._obj.value = self.attributes[which]
         return 0
 
 

@@ -230,7 +230,8 @@ class TestCommands:
         assert main(["install_check"]) == 0
         printed = capsys.readouterr().out
         assert '"batches": [1, 1, 2]' in printed and re.search(r"engine +fused: relative .* ok on tensorrt\n", printed)
-        assert re.search(r"gpu +Orin, SM 8\.7\n", printed) and re.search(r"tensorrt +tensorrt 10\.3\.0\n", printed)
+        assert re.search(r"gpu +Orin \(SM 8\.7, 16 multiprocessors\)\n", printed)
+        assert re.search(r"tensorrt +tensorrt 10\.3\.0\n", printed)
         fake_opencv(monkeypatch, [np.zeros((4, 4, 3), np.uint8)] * 2)
         assert main(["run", "--source", "camera:0", "--out", "out", "--limit", "2"]) == 0
         assert "on tensorrt" in capsys.readouterr().out

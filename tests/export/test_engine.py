@@ -18,6 +18,8 @@ from export import build_engine
 from export.runtime import Encoder, RuntimeInputError
 from export.runtime.__main__ import main
 from export.runtime.cuda import find_gpu
+from export.runtime.engine import check_machine
+from export.runtime.manifest import read_description
 
 from .fake_tensorrt import FakeDriver, FakeEngine, Machine, install
 
@@ -81,8 +83,12 @@ class TestForeignMachine:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda machine: setattr(machine, "driver", FakeDriver("Thor", (11, 0))), r"Orin \(SM 8\.7\).*Thor \(SM 11\.0\)"),
-            (lambda machine: setattr(machine, "driver", FakeDriver("Orin", (8, 6))), r"this machine has Orin \(SM 8\.6\)"),
+            (lambda machine: setattr(machine, "driver", FakeDriver("Thor", (11, 0))), r"Orin \(SM 8\.7.*Thor \(SM 11\.0"),
+            (lambda machine: setattr(machine, "driver", FakeDriver("Orin", (8, 6))), r"this machine has Orin \(SM 8\.6"),
+            (
+                lambda machine: setattr(machine, "driver", FakeDriver("Orin", (8, 7), processors=8)),  # an Orin NX
+                r"Orin \(SM 8\.7, 16 multiprocessors\), this machine has Orin \(SM 8\.7, 8 multiprocessors\)",
+            ),
             (lambda machine: setattr(machine.tensorrt, "__version__", "10.7.0"), r"TensorRT 10\.3\.0, this machine has 10\.7"),
         ],
     )
@@ -93,6 +99,12 @@ class TestForeignMachine:
         with pytest.raises(RuntimeInputError, match=f"{message}.*vega-edge build EXPORT --out ENGINE"):
             Encoder(engine)
         assert machine.cudart.calls == []
+
+    def test_an_engine_that_was_built_before_multiprocessors_were_counted(self, machine: Machine, engine: Path) -> None:
+        description = read_description(engine)
+        description.engine["processors"] = None
+        with pytest.raises(RuntimeInputError, match=r"Orin \(SM 8\.7, unknown number of multiprocessors\).*build it again"):
+            check_machine(description, "10.3.0", find_gpu())
 
     def test_without_driver(self, machine: Machine, engine: Path) -> None:
         machine.driver = None
@@ -158,7 +170,7 @@ class TestCuda:
 
     def test_the_gpu_is_what_the_driver_says(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         gpu = find_gpu()
-        assert gpu is not None and (gpu.name, gpu.sm) == ("Orin", "8.7")
+        assert gpu is not None and (gpu.name, gpu.sm, gpu.processors) == ("Orin", "8.7", 16)
         monkeypatch.setattr(FakeDriver, "cuInit", lambda *_: 100)
         assert find_gpu() is None
 

@@ -48,6 +48,7 @@ def test_the_sidecar_says_what_the_engine_is_bound_to(exported: Path, tmp_path: 
         "precision": "fp32",
         "gpu": "Orin",
         "sm": "8.7",
+        "processors": 16,
         "onnx": hashlib.sha256((exported / "student.onnx").read_bytes()).hexdigest(),
         "workspace_mib": None,
         "any_gpu": False,
@@ -84,7 +85,7 @@ class TestSelfTest:
         machine.driver = None
         manifest = read_manifest(build_engine(exported, tmp_path / "engine"), "engine")
         assert "no GPU where it was built" in manifest["self_test"]["skipped"]
-        assert (manifest["config"]["gpu"], manifest["config"]["sm"]) == (None, None)
+        assert [manifest["config"][name] for name in ("gpu", "sm", "processors")] == [None] * 3
 
 
 class TestOptions:
@@ -102,11 +103,11 @@ class TestOptions:
         out = build_engine(exported, tmp_path / "engine", options=BuildOptions(any_gpu=True, any_version=True))
         assert machine.builder.hardware_compatibility_level == "AMPERE_PLUS"
         assert ("set_flag", "VERSION_COMPATIBLE") in machine.calls and machine.runtime.engine_host_code_allowed
-        machine.driver = FakeDriver("Thor", (11, 0))
+        machine.driver = FakeDriver("Thor", (11, 0), processors=20)
         machine.tensorrt.__version__ = "10.13.0"
         assert Encoder(out).check()
         machine.driver = FakeDriver("Xavier", (7, 2))
-        with pytest.raises(RuntimeInputError, match=r"built for Orin \(SM 8.7\), this machine has Xavier"):
+        with pytest.raises(RuntimeInputError, match=r"built for Orin \(SM 8.7, 16 multiprocessors\), this machine has Xavier"):
             Encoder(out)
         machine.driver, machine.tensorrt.__version__ = FakeDriver("Orin", (8, 7)), "10.2.0"
         with pytest.raises(RuntimeInputError, match=r"built with TensorRT 10.3.0, this machine has 10.2.0"):
