@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.cases import locate
+from export.runtime.manifest import MODEL
 from vega_artifact import UserError, read_manifest, unknown_name, verify_files
 
-MODEL = "student.onnx"
+PEAKS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp16", "int8": "int8", "fp8": "int8"}  # precision -> field of `Device`
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,8 @@ class Device:
     words: tuple[str, ...] = ()
 
     def peak(self, precision: str) -> float:
-        """Operations per second; bfloat16 counts as fp16, fp8 as int8."""
-        named = {"bf16": "fp16", "fp8": "int8"}.get(precision, precision)
-        if named not in ("fp32", "fp16", "int8"):
-            raise unknown_name("precision", precision, ("fp32", "fp16", "bf16", "int8", "fp8"))
-        return float(getattr(self, named)) * 1e12
+        """Operations per second of a precision as exports name it."""
+        return float(getattr(self, peak_of(precision))) * 1e12
 
 
 DEVICES = {
@@ -53,6 +53,18 @@ DEVICES = {
     "H100 SXM": Device(67, 989, 1979, 3350, ("h100", "hbm3")),
     "H200": Device(67, 989, 1979, 4800, ("h200",)),
 }
+
+
+def peak_of(precision: str) -> str:
+    """The peak that bounds a precision: bfloat16 counts as fp16, fp8 as int8, a mixed one such as int8_fp16 as its faster half.
+
+    Raises:
+        UserError: no known precision.
+    """
+    named = precision.removesuffix("_fp16")
+    if named not in PEAKS:
+        raise unknown_name("precision", precision, PEAKS)
+    return PEAKS[named]
 
 
 def recognise(machine: Mapping[str, Any]) -> str | None:
@@ -84,8 +96,10 @@ def work_of(model: Path | bytes, batch: int) -> Work:
     """Count the work of an ONNX graph for one batch.
 
     Raises:
-        UserError: not a readable ONNX file, or a graph whose shapes cannot be inferred.
+        UserError: a batch below 1, not a readable ONNX file, or a graph whose shapes cannot be inferred.
     """
+    if batch < 1:
+        raise UserError(f"roofline: batch {batch}, but at least 1 is needed")
     import onnx
     from onnx.shape_inference import infer_shapes
 
@@ -158,35 +172,57 @@ def known(device: str | None) -> None:
         raise unknown_name("device", device, DEVICES)
 
 
-def of_artifacts(artifacts: Sequence[Path], batches: Sequence[int], device: str | None) -> list[dict[str, Any]]:
-    """The rows of every export among the artifacts; an engine or a packed bundle holds no graph that could be counted here."""
-    exports = [path for path in artifacts if (path / MODEL).is_file()]
-    return [row for path in exports for row in rows(path, batches, device)]
-
-
-def rows(export: Path, batches: Sequence[int], device: str | None) -> list[dict[str, Any]]:
-    """Work and bound of an export per batch.
-
-    Args:
-        device: of `DEVICES`; None counts the work and leaves the bound out.
+def of_artifacts(artifacts: Sequence[Path], batches: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows of every export among the artifacts, in a bundle or not; an engine holds no graph that could be counted here.
 
     Raises:
-        UserError: an unknown device, no export, or an altered or unreadable graph.
+        UserError: a broken bundle, or what `rows` raises.
     """
-    known(device)
+    with tempfile.TemporaryDirectory() as room:  # of unpacked bundles
+        folders = [locate(path, Path(room) / str(index)) for index, path in enumerate(artifacts)]
+        return [row for folder in folders if is_export(folder) for row in rows(folder, batches)]
+
+
+def is_export(folder: Path) -> bool:
+    """Whether the folder is a finished export; a stripped engine carries its ONNX file too."""
+    try:
+        read_manifest(folder, "export")
+    except UserError:
+        return False
+    return True
+
+
+def rows(export: Path, batches: Sequence[int]) -> list[dict[str, Any]]:
+    """The work of an export per batch, for `bounded`.
+
+    Raises:
+        UserError: no export, an altered or unreadable graph, or a precision no peak is known for.
+    """
     manifest = read_manifest(export, "export")
     verify_files(export, manifest)
     precision = str(manifest["config"]["precision"])
+    peak_of(precision)  # here, so that nothing is left that could fail after a measurement
     found = []
     for batch in batches:
         work = work_of(export / MODEL, batch)
         row = {"kind": "bound", "precision": precision, "batch": batch, "size": manifest["preprocess"]["size"]}
         row |= {"gflop": work.operations / 1e9, "weight_mib": work.weight_bytes / 2**20, "data_mib": work.data_bytes / 2**20}
-        if device is not None:
-            bound, limit = work.bound_ms(DEVICES[device], precision)
-            row |= {"device": device, "bound_ms": bound, "limited_by": limit}
         found.append(row)
     return found
+
+
+def bounded(found: Sequence[Mapping[str, Any]], device: str | None) -> list[dict[str, Any]]:
+    """The rows with their bounds on a device of `DEVICES`; None leaves the bounds out. Mere arithmetic, which cannot fail."""
+    if device is None:
+        return [dict(row) for row in found]
+    return [{**row, "device": device, **bound(row, DEVICES[device])} for row in found]
+
+
+def bound(row: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    """The bound of one row."""
+    work = Work(round(row["gflop"] * 1e9), round(row["weight_mib"] * 2**20), round(row["data_mib"] * 2**20))
+    milliseconds, limit = work.bound_ms(device, row["precision"])
+    return {"bound_ms": milliseconds, "limited_by": limit}
 
 
 def text(found: Sequence[Mapping[str, Any]]) -> str:
@@ -202,8 +238,8 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Print the bounds of one export at batch 1 on every device of the table."""
     try:
-        for device in DEVICES:
-            print(text(rows(Path(arguments[0]), (1,), device)))
+        counted = rows(Path(arguments[0]), (1,))
+        print("\n".join(text(bounded(counted, device)) for device in DEVICES))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

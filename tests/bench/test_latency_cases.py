@@ -18,6 +18,7 @@ import torch
 from bench import cases, cuda_steps, torch_steps
 from bench.cases import BACKENDS, Request, collect
 from bench.latency import measure
+from bench.roofline import of_artifacts, rows
 from export import export_run, write_bundle
 from export.bundle import carried_code
 from export.runtime import Encoder, RuntimeInputError
@@ -103,6 +104,7 @@ class TestChoice:
         assert [row["backend"] for row in found["latency"]] == ["onnxruntime"]
         shutil.copytree(exported, tmp_path / "unpacked" / "model")
         assert measure(tmp_path / "unpacked", batches=(1,), repeats=1)["machine"]["artifacts"] == found["machine"]["artifacts"]
+        assert of_artifacts([bundle, tmp_path / "unpacked"], (1,)) == 2 * rows(exported, (1,))
         data = bytearray(bundle.read_bytes())
         data[len(data) // 2] ^= 1
         bundle.write_bytes(data)

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 from bench import latency, latency_chart
 from bench.compare import blocks, compare, row, text, within
-from bench.roofline import DEVICES, Work, known, of_artifacts, operations, recognise, rows, work_of
-from bench.timing_verbs import Compare
+from bench.roofline import DEVICES, Work, bounded, known, main, of_artifacts, operations, recognise, rows, work_of
+from bench.timing_verbs import Compare, Latency
 from vega_artifact import UserError, write_manifest
 
 
@@ -113,6 +113,14 @@ def graph_of(nodes: list[Any], inputs: dict[str, list[Any]], weights: dict[str, 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
 
 
+def write_export(folder: Path, model: bytes, precision: str = "fp16", kind: str = "export") -> Path:
+    """As much of an export, or of an engine stripped of its weights, as bounds are counted from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "student.onnx").write_bytes(model)
+    write_manifest(folder, kind, {"precision": precision}, files=["student.onnx"], preprocess={"size": [8, 8]})
+    return folder
+
+
 @pytest.fixture
 def convolved() -> bytes:
     """A patch embedding of 8x8 pixels (16 channels, patches of 4) and one linear layer to 10 channels."""
@@ -153,15 +161,30 @@ class TestRoofline:
         assert eight.bound_ms(DEVICES["AGX Orin 64GB"], "int8") == (pytest.approx(0.11, abs=0.005), "compute")
 
     def test_rows_of_an_export_are_marked_as_bounds(self, convolved: bytes, tmp_path: Path) -> None:
-        (tmp_path / "student.onnx").write_bytes(convolved)
-        write_manifest(tmp_path, "export", {"precision": "fp16"}, files=["student.onnx"], preprocess={"size": [8, 8]})
-        (bound,) = rows(tmp_path, (1,), "Orin Nano")
+        (bound,) = bounded(rows(write_export(tmp_path, convolved), (1,)), "Orin Nano")
         assert bound["kind"] == "bound" and bound["limited_by"] == "memory" and bound["device"] == "Orin Nano"
-        (work,) = of_artifacts([tmp_path, tmp_path / "engine"], (1,), None)
+        assert bound["bound_ms"] == work_of(convolved, 1).bound_ms(DEVICES["Orin Nano"], "fp16")[0]
+        (work,) = bounded(rows(tmp_path, (1,)), None)
         assert "bound_ms" not in work and work["gflop"] == bound["gflop"]
         (tmp_path / "student.onnx").write_bytes(convolved[:-1])
         with pytest.raises(UserError, match="content differs"):
-            rows(tmp_path, (1,), None)
+            rows(tmp_path, (1,))
+
+    def test_only_exports_have_bounds_wherever_they_lie(self, convolved: bytes, tmp_path: Path) -> None:
+        export, unpacked, stripped = (tmp_path / name for name in ("export", "vega-edge", "engine"))
+        write_export(export, convolved)
+        write_export(unpacked / "model", convolved)
+        write_export(stripped, convolved, kind="engine")
+        found = of_artifacts([stripped, export, tmp_path / "nothing", unpacked], (1, 4))
+        assert [row["batch"] for row in found] == [1, 4, 1, 4] and found[:2] == found[2:] == rows(export, (1, 4))
+
+    @pytest.mark.parametrize(("precision", "peak"), [("int8_fp16", 33.4), ("fp8_fp16", 33.4), ("bf16", 16.7), ("fp32", 2.09)])
+    def test_every_precision_of_an_export_has_a_peak(
+        self, convolved: bytes, tmp_path: Path, precision: str, peak: float, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert DEVICES["Orin Nano Super"].peak(precision) == pytest.approx(peak * 1e12)
+        assert main([str(write_export(tmp_path, convolved, precision))]) == 0
+        assert f"roofline {precision} b1" in capsys.readouterr().out
 
     def test_devices_are_recognised_only_where_the_name_settles_it(self) -> None:
         assert recognise({"device": "Some CPU", "gpu": "NVIDIA H200"}) == "H200"
@@ -174,11 +197,53 @@ class TestRoofline:
             known("Orin Nan")
         with pytest.raises(UserError, match="unknown precision 'int4'"):
             DEVICES["H200"].peak("int4")
+        with pytest.raises(UserError, match="batch 0, but at least 1 is needed"):
+            work_of(b"", 0)
         with pytest.raises(UserError, match="no readable ONNX"):
             work_of(b"not a model", 1)
         node = helper.make_node("MatMul", ["a", "b"], ["y"], name="lost")
         with pytest.raises(UserError, match="shapes of MatMul 'lost' cannot be inferred"):
             operations(node, {"a": (2, 3)})
+
+
+class TestCommand:
+    """Nothing of the bounds may cost a measurement."""
+
+    @pytest.fixture
+    def measured(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """Artifacts that were measured, by a stand-in that takes no time."""
+        found: list[Path] = []
+
+        def measure(artifacts: tuple[Path, ...], *_: Any, **__: Any) -> dict[str, Any]:
+            found.extend(artifacts)
+            machine = {"device": "board", "cores": 2, "threads": 1, "gpu": "NVIDIA H200"}
+            return {"latency": [], "stages": {}, "samples": {}, "machine": machine}
+
+        monkeypatch.setattr(latency, "measure", measure)
+        return found
+
+    @pytest.mark.parametrize("precision", ["int8_fp16", "fp8_fp16"])
+    @pytest.mark.parametrize("device", [None, "Orin Nano Super"])
+    def test_a_mixed_precision_is_measured_bounded_and_written(
+        self, convolved: bytes, tmp_path: Path, measured: list[Path], precision: str, device: str | None
+    ) -> None:
+        export = write_export(tmp_path / "export", convolved, precision)
+        Latency((export,), roofline=device, batches=(1,), out=tmp_path / "lat.json").run()
+        (bound,) = json.loads((tmp_path / "lat.json").read_text())["roofline"]
+        assert measured == [export] and bound["device"] == (device or "H200") and bound["bound_ms"] > 0
+
+    def test_bounds_that_were_asked_for_fail_before_the_measurement(
+        self, convolved: bytes, tmp_path: Path, measured: list[Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        export = write_export(tmp_path / "export", convolved, "int4")
+        with pytest.raises(UserError, match="unknown precision 'int4'"):
+            Latency((export,), roofline="H200").run()
+        with pytest.raises(UserError, match="unknown device 'H300'"):
+            Latency((export,), roofline="H300").run()
+        assert measured == []
+        Latency((export,), out=tmp_path / "lat.json").run()  # nobody asked: a word, and the measurement is kept
+        assert measured == [export] and json.loads((tmp_path / "lat.json").read_text())["roofline"] == []
+        assert "no bounds: unknown precision 'int4'" in capsys.readouterr().err
 
 
 def test_picture_has_every_line_and_names_bounds_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
