@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.runtime.manifest import ENGINE, MODEL, PIXELS, SAFE_NAME, Description, read_description
+from export.runtime.manifest import ENGINE, MODEL, PIXELS, REBUILD, SAFE_NAME, Description, read_description
 from export.staging import check_replaceable
 from vega_artifact import UserError, atomic_write, write_text
 
@@ -25,13 +25,15 @@ def write_repository(model: Path | str, out: Path | str, name: str = "vega_edge"
 
     Raises:
         RuntimeInputError: `model` is no export or engine, or was altered.
-        UserError: `out/name` exists already, or `name` is no plain name.
+        UserError: `out/name` exists already, `name` is no plain name, or the engine was stripped of its weights.
     """
     folder = Path(out) / name
     if not SAFE_NAME.fullmatch(name):
         raise UserError(f"model name {name!r}: letters, digits, '.', '_' and '-' expected")
     check_replaceable(folder, "model repository")
     description = read_description(model)
+    if description.engine.get("strip"):
+        raise UserError(f"{model}: built with --strip, and Triton puts no weights back; build it again without: {REBUILD}")
     _, there, here = PLATFORMS[bool(description.engine)]
     data = description.read(here)
     atomic_write(folder / "1" / there, lambda temporary: temporary.write_bytes(data))

@@ -94,16 +94,25 @@ def test_bad_input_is_one_sentence(call, tmp_path: Path) -> None:
     (tmp_path / "cut.ppm").write_bytes(whole[:-1])
     (tmp_path / "grey.ppm").write_bytes(b"P5\n4 4\n255\n" + bytes(16))
     (tmp_path / "broken.plan").write_bytes(b"pl")
+    (tmp_path / "stripped.plan").write_bytes(b"strp")
     for pictures, engine, message in [
         (["none.ppm"], "engine.plan", "none.ppm: cannot be read"),
         (["cut.ppm"], "engine.plan", "cut.ppm: shorter than its header says"),
         (["grey.ppm"], "engine.plan", "grey.ppm: a binary PPM"),
         (["good.ppm"], "broken.plan", "broken.plan: TensorRT cannot load it; build it again"),
         (["good.ppm"], "none.plan", "none.plan: cannot be read"),
+        (["good.ppm"], "stripped.plan", "stripped.plan: holds no weights, and this program puts none back; build it again"),
     ]:
         done = call(*pictures, engine=engine)
         assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
     assert call().returncode == 2
+
+
+def test_an_engine_for_any_version_may_bring_its_own_code(call, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.ppm")
+    (tmp_path / "any.plan").write_bytes(b"host")
+    done = call("a.ppm", engine="any.plan")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_cmake_names_what_the_sample_needs() -> None:

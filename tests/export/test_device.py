@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from export import build_engine
+from export.build_options import BuildOptions
 from export.device import features, install_check
 from export.device.__main__ import COMMANDS, main
 from export.device.features import FeatureReader, NpzFolder, SharedFeatures
@@ -296,6 +297,13 @@ class TestTriton:
             write_repository(exported, tmp_path, "../x")
         with pytest.raises(RuntimeInputError, match="is no export"):
             write_repository(tmp_path, tmp_path / "other")
+
+    def test_an_engine_without_its_weights(self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        install(monkeypatch)
+        engine = build_engine(exported, tmp_path / "engine", options=BuildOptions(strip=True))
+        with pytest.raises(UserError, match="engine: built with --strip, .* build it again without: `vega-edge build"):
+            write_repository(engine, tmp_path / "models")
+        assert not (tmp_path / "models").exists()
 
 
 class TestRos:

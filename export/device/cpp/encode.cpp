@@ -151,7 +151,13 @@ class Encoder {
   explicit Encoder(const std::string& path) {
     const auto plan = read_file(path);
     runtime_.reset(nvinfer1::createInferRuntime(logger_));
-    if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+    if (runtime_) {
+      runtime_->setEngineHostCodeAllowed(true);  // one built with --any-version carries its own runtime; run only your own
+      engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+    }
+    if (engine_ && engine_->isRefittable()) {  // of ours, only those without weights are
+      throw std::runtime_error(path + ": holds no weights, and this program puts none back; build it again without --strip");
+    }
     if (engine_) context_.reset(engine_->createExecutionContext());
     if (!context_) throw std::runtime_error(path + ": TensorRT cannot load it; build it again on this machine");
     check(cudaStreamCreate(&stream_), "cudaStreamCreate");

@@ -1,7 +1,7 @@
 // The part of TensorRT that the C++ sample uses, on the host: an "engine" whose every output repeats the values of its input.
+// Its file holds "plan", or "strp" without weights, or "host" with code of its own.
 #pragma once
 #include <cstdint>
-#include <cstring>
 #include <initializer_list>
 #include <map>
 #include <string>
@@ -68,14 +68,25 @@ class IExecutionContext {
 
 class ICudaEngine {
  public:
+  explicit ICudaEngine(bool stripped) : stripped_(stripped) {}
+  bool isRefittable() const { return stripped_; }
   IExecutionContext* createExecutionContext() { return new IExecutionContext; }
+
+ private:
+  bool stripped_;
 };
 
 class IRuntime {
  public:
+  void setEngineHostCodeAllowed(bool allowed) { allowed_ = allowed; }
   ICudaEngine* deserializeCudaEngine(const void* data, std::size_t size) {
-    return size == 4 && std::memcmp(data, "plan", 4) == 0 ? new ICudaEngine : nullptr;
+    const std::string kind(static_cast<const char*>(data), size);
+    const bool known = kind == "plan" || kind == "strp" || (kind == "host" && allowed_);
+    return known ? new ICudaEngine(kind == "strp") : nullptr;
   }
+
+ private:
+  bool allowed_ = false;
 };
 
 inline IRuntime* createInferRuntime(ILogger& logger) {
