@@ -8,8 +8,9 @@ only if the session says it really runs there. Engines built beforehand are run 
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def has_cuda_driver() -> bool:
 
 
 def tensorrt_options(description: Description) -> dict[str, str]:
-    """Options of the TensorRT provider: types as in the graph, one profile over all batches, engines kept between starts.
+    """Options of the TensorRT provider: one profile over all batches, engines kept between starts, half precision allowed.
 
-    Without the profile every new batch would build another engine, which takes minutes on a Jetson.
+    Without the profile every new batch would build another engine, which takes minutes on a Jetson. The provider types weakly:
+    unless the export is fp32, TensorRT may compute any layer in half, whatever type the graph gives it. Layer norms alone can
+    be held back; other float32 islands are safe only in an engine of `vega-edge build`, where the graph's types are what runs.
     """
 
     def profile(batch: int) -> str:
@@ -47,7 +50,7 @@ def tensorrt_options(description: Description) -> dict[str, str]:
     options |= {"trt_profile_min_shapes": profile(1), "trt_profile_opt_shapes": profile(1)}
     options["trt_profile_max_shapes"] = profile(description.max_batch)
     if description.precision != "fp32":
-        options["trt_fp16_enable"] = "1"
+        options |= {"trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1"}
     if description.precision.startswith("int8"):
         options["trt_int8_enable"] = "1"
     return options
@@ -111,14 +114,21 @@ class OnnxRuntimeBackend:
         return self._session.run(None, {self.inputs[0]: images, **(state or {})})
 
 
-def candidates(precision: str) -> list[str]:
+def float32_islands(description: Description) -> list[str]:
+    """Nodes of an export of half precision that must stay float32, because half would overflow there or vanish."""
+    manifest = json.loads((description.folder / "manifest.json").read_text(encoding="utf-8"))
+    return list(manifest.get("structure", {}).get("float32_islands", []))
+
+
+def candidates(precision: str, islands: Sequence[str] = ()) -> list[str]:
     """What "auto" tries, best first: TensorRT, CUDA, CPU; without a driver only the last.
 
-    Not TensorRT for fp32: onnxruntime lets it round to TF32 and offers no switch, so the self test would fail.
+    Not TensorRT for fp32: onnxruntime lets it round to TF32 and offers no switch, so the self test would fail. Nor for a graph
+    with float32 islands, which it may compute in half all the same.
     """
     if not has_cuda_driver():
         return ["onnxruntime"]
-    tensorrt = precision != "fp32" and load_library(TENSORRT_LIBRARY) is not None
+    tensorrt = precision != "fp32" and not islands and load_library(TENSORRT_LIBRARY) is not None
     return [*(["onnxruntime-tensorrt"] if tensorrt else []), "onnxruntime-cuda", "onnxruntime"]
 
 
@@ -131,7 +141,7 @@ def open_backend(description: Description, name: str = "auto", threads: int | No
     if name != "auto" and name not in PROVIDERS:
         raise RuntimeInputError(f"unknown backend {name!r}; known: auto, {', '.join(PROVIDERS)}")
     model = description.read(MODEL)
-    *hopeful, last = candidates(description.precision) if name == "auto" else [name]
+    *hopeful, last = candidates(description.precision, float32_islands(description)) if name == "auto" else [name]
     for candidate in hopeful:
         try:
             return _open(model, candidate, threads, description)
@@ -141,5 +151,17 @@ def open_backend(description: Description, name: str = "auto", threads: int | No
 
 
 def _open(model: bytes, name: str, threads: int | None, description: Description) -> OnnxRuntimeBackend:
-    options = tensorrt_options(description) if name == "onnxruntime-tensorrt" else None
+    options = None
+    if name == "onnxruntime-tensorrt":
+        options = tensorrt_options(description)
+        _make_folder(Path(options["trt_engine_cache_path"]))
     return OnnxRuntimeBackend(model, name, threads, options)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it, which onnxruntime does not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        advice = "point XDG_CACHE_HOME at a folder that can be written"
+        raise RuntimeInputError(f"{path}: engines cannot be kept there ({error.strerror}); {advice}") from None

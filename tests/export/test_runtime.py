@@ -144,7 +144,7 @@ class TestBackends:
             Encoder(exported, "tpu")
 
     @pytest.fixture
-    def fake(self, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    def fake(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
         """An onnxruntime that accepts every provider and then runs on `granted`, as the real one does without CUDA."""
         module = types.ModuleType("onnxruntime")
 
@@ -166,6 +166,7 @@ class TestBackends:
         module.granted, module.asked = ["CPUExecutionProvider"], []
         monkeypatch.setitem(sys.modules, "onnxruntime", module)
         monkeypatch.setattr(backends, "has_cuda_driver", lambda: True)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # engines of TensorRT are kept there
         return module
 
     @pytest.fixture
@@ -204,19 +205,43 @@ class TestBackends:
         monkeypatch.setattr(backends, "has_cuda_driver", lambda: False)
         assert backends.candidates("int8") == ["onnxruntime"]
 
+    def test_auto_leaves_tensorrt_out_where_nodes_must_stay_float32(
+        self, fake: types.ModuleType, copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """onnxruntime's provider types weakly, so it may compute an island in half, where it overflows."""
+        monkeypatch.setattr(backends, "load_library", lambda *_: object())
+        fake.granted = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        edit(copy, lambda manifest: manifest["config"].update(precision="fp16"))
+        found = []
+        for nodes in ([], ["blocks.0.norm1"]):
+            edit(copy, lambda manifest, nodes=nodes: manifest["structure"].update(float32_islands=nodes))
+            found.append(backends.open_backend(read_description(copy)).name)
+        assert found == ["onnxruntime-tensorrt", "onnxruntime-cuda"]
+        assert backends.open_backend(read_description(copy), "onnxruntime-tensorrt").name == "onnxruntime-tensorrt"
+
     def test_tensorrt_gets_one_profile_over_all_batches_and_keeps_its_engine(
         self, fake: types.ModuleType, half: Description, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        cache = tmp_path / "home" / "cache"  # nobody has made it; onnxruntime makes one level only
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
         fake.granted = ["TensorrtExecutionProvider"]
         backends.open_backend(half, "onnxruntime-tensorrt")
         _, options = fake.asked[0]
         assert options["trt_profile_min_shapes"] == "images:1x3x64x64"
         assert options["trt_profile_max_shapes"] == "images:64x3x64x64"
-        assert options["trt_engine_cache_path"] == str(tmp_path / "vega-edge" / half.hashes["student.onnx"][:16])
-        assert options["trt_fp16_enable"] == "1" and "trt_int8_enable" not in options
+        kept = cache / "vega-edge" / half.hashes["student.onnx"][:16]
+        assert options["trt_engine_cache_path"] == str(kept) and kept.is_dir()
+        assert options["trt_fp16_enable"] == options["trt_layer_norm_fp32_fallback"] == "1" and "trt_int8_enable" not in options
         memory = backends.tensorrt_options(dataclasses.replace(half, states={"state_0": (16, 8)}, precision="int8"))
         assert memory["trt_profile_max_shapes"] == "images:64x3x64x64,state_0:64x16x8" and memory["trt_int8_enable"] == "1"
+
+    def test_a_cache_that_cannot_be_written(
+        self, fake: types.ModuleType, half: Description, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        with pytest.raises(RuntimeInputError, match="engines cannot be kept there .* point XDG_CACHE_HOME"):
+            backends.open_backend(half, "onnxruntime-tensorrt")
 
     def test_without_onnxruntime(self, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
