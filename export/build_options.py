@@ -27,7 +27,8 @@ class BuildOptions:
         any_gpu: run on every GPU from Ampere on, some per cent slower (TensorRT's AMPERE_PLUS); no Jetson is promised.
         any_version: run on later versions of TensorRT too, which must then be allowed to load code from the engine.
         strip: leave the weights out of the engine; they are put back from the ONNX file beside it when it is opened.
-        dla: number of the deep learning accelerator that convolutional students run on, other layers on the GPU; None: none.
+        dla: number of the deep learning accelerator that convolutional students run on, one frame a call, with the layers it
+            lacks on the GPU; None: none.
     """
 
     workspace_mib: int | None = None
@@ -47,7 +48,7 @@ def check_options(options: BuildOptions, manifest: dict[str, Any]) -> None:
         reason = f"{attention} attention layers" if attention else "float32"
         raise UserError(
             f"--dla {options.dla}: this export has {reason}, which an accelerator does not run; export a convolutional student "
-            "(vega-edge list students) in fp16 or int8_fp16"
+            "(vega-edge list students) in fp16, the safe choice: graphs with Q/DQ it takes on some versions of TensorRT only"
         )
 
 
@@ -72,6 +73,21 @@ def apply(trt: Any, builder: Any, config: Any, options: BuildOptions) -> None:
             raise UserError(f"--dla {options.dla}: this device has {cores} accelerators; build without --dla")
         config.default_device_type, config.DLA_core = device, options.dla
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def accelerated_layers(network: Any, config: Any, dla: int | None) -> dict[str, int]:
+    """How many layers there are ("all") and can run on the accelerator ("dla"); nothing without one. The builder decides more.
+
+    Raises:
+        UserError: none can, so that an engine for the accelerator would be one for the GPU.
+    """
+    if dla is None:
+        return {}
+    count = int(network.num_layers)
+    able = sum(bool(config.can_run_on_DLA(network.get_layer(index))) for index in range(count))
+    if not able:
+        raise UserError(f"--dla {dla}: none of the {count} layers can run on an accelerator; build without --dla")
+    return {"all": count, "dla": able}
 
 
 def _known(trt: Any, flag: str, kind: str, name: str) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from export.build_options import MIB, BuildOptions, apply, check_options
+from export.build_options import MIB, BuildOptions, accelerated_layers, apply, check_options
 from export.runtime import RuntimeInputError
 from export.runtime.cuda import Gpu, find_gpu
 from export.runtime.encoder import open_encoder
@@ -34,7 +34,7 @@ class EngineConfig:
 
     Attributes:
         library, version: the TensorRT that built it and must run it.
-        batches: the profile's smallest, best and largest batch.
+        batches: the profile's smallest, best and largest batch; all 1 with `dla`.
         precision: of the export.
         gpu, sm, processors: name, compute capability and number of multiprocessors of the GPU; None for TensorRT-RTX without a
             GPU, whose engines fit any.
@@ -78,12 +78,14 @@ def build_engine(
     Args:
         export: folder of kind "export". out: folder to write; appears all at once.
         best_batch: the batch the engine is tuned for, at least 1 and at most `largest_batch`.
-        largest_batch: the most frames one call takes, which memory is reserved for; None takes the export's max_batch.
+        largest_batch: the most frames one call takes, which memory is reserved for; None takes the export's max_batch, or with
+            an accelerator 1.
         options: limits, where the engine may run, what it leaves out.
 
     Returns:
         `out` as a path; its manifest is of kind "engine" with parents {"export": fingerprint}, and its `self_test` holds the
-        differences from torch on the golden frames, or the reason why the engine could not run here.
+        differences from torch on the golden frames, or the reason why the engine could not run here. With an accelerator,
+        `layers` counts those that can run on it.
 
     Raises:
         UserError: no export, no TensorRT, a batch outside the range, too little memory, a graph TensorRT refuses (its words
@@ -92,11 +94,11 @@ def build_engine(
     export, out, options = Path(export), Path(out), options or BuildOptions()
     manifest = read_manifest(export, "export")
     verify_files(export, manifest)
-    batches = check_batches(export, manifest, best_batch, largest_batch)
     check_options(options, manifest)
+    batches = check_batches(export, manifest, best_batch, largest_batch, options.dla)
     trt, gpu = import_tensorrt(), find_gpu()
     check_memory((export / MODEL).stat().st_size, options.workspace_mib)
-    plan = serialize(trt, (export / MODEL).read_bytes(), input_shapes(manifest), batches, options)
+    plan, layers = serialize(trt, (export / MODEL).read_bytes(), input_shapes(manifest), batches, options)
     place: dict[str, Any] = {"gpu": gpu and gpu.name, "sm": gpu and gpu.sm, "processors": gpu and gpu.processors}
     asked = {name: getattr(options, name) for name in ("workspace_mib", "any_gpu", "any_version", "strip", "dla")}
     config = EngineConfig(
@@ -111,12 +113,22 @@ def build_engine(
     with staged_folder(out, "engine") as folder:
         write_engine(folder, plan, config, export, manifest)
         result = self_test(folder, out, gpu)
-        write_engine(folder, plan, config, export, manifest, self_test=result)
+        write_engine(folder, plan, config, export, manifest, self_test=result, layers=layers)
     return out
 
 
-def check_batches(export: Path, manifest: dict[str, Any], best: int, largest: int | None) -> tuple[int, int, int]:
-    """The profile (1, best, largest). Raises UserError for numbers outside the range the export allows."""
+def check_batches(
+    export: Path, manifest: dict[str, Any], best: int, largest: int | None, dla: int | None = None
+) -> tuple[int, int, int]:
+    """The profile (1, best, largest). Raises UserError for numbers outside the range the export allows.
+
+    An accelerator takes no dynamic dimensions: with a profile of several batches every layer would stay on the GPU. Its one
+    batch is 1, which a camera gives, and larger ones are cut into by the runtime.
+    """
+    if dla is not None:
+        if best != 1 or largest not in (None, 1):
+            raise UserError(f"--dla {dla}: an accelerator takes batches of one size only, here 1; leave the batches out")
+        return 1, 1, 1
     most = int(manifest["config"]["max_batch"])
     largest = most if largest is None else largest
     if not 1 <= largest <= most:
@@ -153,8 +165,8 @@ def check_memory(model_bytes: int, workspace_mib: int | None) -> None:
 
 def serialize(
     trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], batches: tuple[int, int, int], options: BuildOptions
-) -> bytes:
-    """The engine's bytes for an ONNX model with these inputs of (batch, *shape).
+) -> tuple[bytes, dict[str, int]]:
+    """The engine's bytes for an ONNX model with these inputs of (batch, *shape), and its `accelerated_layers`.
 
     Every object stays in a variable until the end: a network collected while its parser lives crashes the process.
     """
@@ -174,6 +186,7 @@ def serialize(
         profile.set_shape(name, *((batch, *shape) for batch in batches))
     config.add_optimization_profile(profile)
     apply(trt, builder, config, options)
+    layers = accelerated_layers(network, config, options.dla)
     cache = open_timing_cache(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -181,7 +194,7 @@ def serialize(
     if cache is not None and options.timing_cache is not None:
         data = bytes(config.get_timing_cache().serialize())
         atomic_write(options.timing_cache, lambda temporary: temporary.write_bytes(data))
-    return bytes(plan)
+    return bytes(plan), layers
 
 
 def open_timing_cache(config: Any, path: Path | None) -> Any:

@@ -87,7 +87,7 @@ class Build:
     strip: bool = False
     """Leave the weights out; they are put back from the ONNX file when the engine is opened."""
     dla: int | None = None
-    """Run convolutions on this deep learning accelerator (AGX Orin, Orin NX), what it cannot run on the GPU."""
+    """Run convolutions on this deep learning accelerator (AGX Orin, Orin NX), one frame a call, and the rest on the GPU."""
 
     def run(self) -> None:
         from export import build_engine

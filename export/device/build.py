@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--any-gpu", action="store_true", help="run on every GPU from Ampere on")
     parser.add_argument("--any-version", action="store_true", help="run on later versions of TensorRT too")
     parser.add_argument("--strip", action="store_true", help="leave the weights to the ONNX file")
-    parser.add_argument("--dla", type=int, help="accelerator for the convolutions, AGX Orin and Orin NX")
+    parser.add_argument("--dla", type=int, help="accelerator for the convolutions, one frame a call; AGX Orin, Orin NX")
     options = parser.parse_args(arguments)
     placed = (options.any_gpu, options.any_version, options.strip, options.dla)
     how = BuildOptions(options.workspace_mib, options.timing_cache, *placed)
@@ -35,5 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.model, options.out, best_batch=options.best_batch, largest_batch=options.largest_batch, options=how
     )
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    print(f"{out}: {json.dumps(manifest['config'])}\nself test: {json.dumps(manifest['self_test'])}")
+    print(f"{out}: {json.dumps(manifest['config'])}")
+    if manifest["layers"]:
+        print(f"layers that can run on the accelerator: {manifest['layers']['dla']} of {manifest['layers']['all']}")
+    print(f"self test: {json.dumps(manifest['self_test'])}")
     return 0

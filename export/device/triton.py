@@ -54,11 +54,18 @@ def config_text(description: Description, name: str) -> str:
         tensors("input", description.inputs),
         tensors("output", outputs),
         "dynamic_batching { max_queue_delay_microseconds: 1000 }",
+        *accelerator(description.engine.get("dla")),
         f'parameters {{ key: "fingerprint" value {{ string_value: "{description.fingerprint}" }} }}',
         f'parameters {{ key: "mean" value {{ string_value: "{list(description.mean)}" }} }}',
         f'parameters {{ key: "std" value {{ string_value: "{list(description.std)}" }} }}',
     ]
     return "\n".join(lines) + "\n"
+
+
+def accelerator(core: int | None) -> list[str]:
+    """The line that makes Triton run an engine on the accelerator it was built for."""
+    devices = f"secondary_devices [ {{ kind: KIND_NVDLA device_id: {core} }} ]"
+    return [] if core is None else [f"instance_group [ {{ kind: KIND_GPU {devices} }} ]"]
 
 
 def tensors(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

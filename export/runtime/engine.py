@@ -97,6 +97,8 @@ class EngineBackend:
         self._runtime = trt.Runtime(self._logger)
         if description.engine.get("any_version"):
             self._runtime.engine_host_code_allowed = True  # such an engine carries its own runtime; its hash was checked
+        if description.engine.get("dla") is not None:
+            self._take_accelerator(description.engine["dla"])
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is not None and description.engine.get("strip"):
             self._refit(description.read(MODEL))
@@ -116,6 +118,14 @@ class EngineBackend:
             shape = tuple(self._engine.get_tensor_shape(name))[1:]
             self._buffers[name] = Buffer(self._cuda, self._largest * math.prod(shape) * self._types[name].itemsize)
             self._context.set_tensor_address(name, self._buffers[name].address)
+
+    def _take_accelerator(self, core: int) -> None:
+        """Let the runtime use this one; left alone it takes its own choice. Raises RuntimeInputError where it is not here."""
+        cores = int(self._runtime.num_DLA_cores)
+        if not 0 <= core < cores:
+            found = f"built for accelerator {core}, this machine has {cores} of them"
+            raise RuntimeInputError(f"{self._where}: {found}; build it again: {REBUILD}")
+        self._runtime.DLA_core = core
 
     def _refit(self, model: bytes) -> None:
         """Put the weights back. Raises RuntimeInputError where they are not those of the engine."""

@@ -18,7 +18,7 @@ SCHEMA = 1
 KINDS = ("export", "engine")
 MODEL = "student.onnx"
 ENGINE = "engine.plan"
-BOUND = ("library", "version", "gpu", "sm", "processors", "onnx", "any_gpu", "any_version", "strip")  # of an engine's config
+BOUND = ("library", "version", "gpu", "sm", "processors", "onnx", "any_gpu", "any_version", "strip", "dla")  # of its config
 INPUT = "images"  # normalised float32 (B, 3, H, W)
 PIXELS = "frames"  # instead of it, when the graph normalises by itself: uint8 (B, H, W, 3)
 REBUILD = "`vega-edge build EXPORT --out ENGINE` (in a bundle: `python3 -m export.device build`)"
@@ -45,7 +45,8 @@ class Description:
         states: of a streaming student, memory tensor -> (tokens N, channels), in the order of the model's inputs.
         pixels: the model takes uint8 frames of `size` and normalises them itself.
         engine: of an engine, what it is bound to: library, version, gpu, sm and processors (None where it fits any), onnx
-            (SHA-256); whether it was built for any_gpu and any_version, and stripped of its weights.
+            (SHA-256); whether it was built for any_gpu and any_version, and stripped of its weights; and dla, the number of the
+            accelerator it runs on, or None.
     """
 
     folder: Path

@@ -143,6 +143,8 @@ class FakeBuilder:
         self.calls, self.accepts, self.builds = calls, accepts, builds
         self.num_errors = 1
         self.num_DLA_cores = 2
+        self.num_layers = 3
+        self.on_dla = (0, 1)
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
@@ -155,6 +157,12 @@ class FakeBuilder:
         self.calls.append(("parse", len(model)))
         self.model = model
         return self.accepts
+
+    def get_layer(self, index: int) -> int:
+        return index
+
+    def can_run_on_DLA(self, layer: int) -> bool:
+        return layer in self.on_dla
 
     def get_error(self, index: int) -> str:
         return f"error {index}: unsupported"
@@ -211,6 +219,7 @@ def install(
     builder = FakeBuilder(machine.calls, accepts, builds)
 
     def deserialize(plan: bytes) -> FakeEngine | None:
+        machine.calls.append(("deserialize", machine.runtime.DLA_core))
         return FakeEngine(plan, machine.cudart) if plan.startswith(PREFIX) else None
 
     module.Logger = lambda _level: object()
@@ -218,7 +227,7 @@ def install(
     module.Builder = lambda _logger: builder
     module.OnnxParser = lambda _network, _logger: builder
     machine.builder = builder
-    machine.runtime = types.SimpleNamespace(deserialize_cuda_engine=deserialize)
+    machine.runtime = types.SimpleNamespace(deserialize_cuda_engine=deserialize, num_DLA_cores=2, DLA_core=-1)
     module.Runtime = lambda _logger: machine.runtime
     module.NetworkDefinitionCreationFlag = types.SimpleNamespace(**({} if flag is None else {"STRONGLY_TYPED": flag}))
     flags = ("TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL", "GPU_FALLBACK")

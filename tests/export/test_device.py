@@ -5,6 +5,7 @@ python -m pytest tests/export/test_device.py
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ from export.device.__main__ import COMMANDS, main
 from export.device.features import FeatureReader, NpzFolder, SharedFeatures
 from export.device.frames import Frame, open_source
 from export.device.ros2.node import FeaturePublisher, to_rgb
-from export.device.triton import write_repository
+from export.device.triton import config_text, write_repository
 from export.runtime import Encoder, RuntimeInputError
 from export.runtime.manifest import read_description
 from vega_artifact import UserError
@@ -297,6 +298,13 @@ class TestTriton:
             write_repository(exported, tmp_path, "../x")
         with pytest.raises(RuntimeInputError, match="is no export"):
             write_repository(tmp_path, tmp_path / "other")
+
+    def test_an_engine_of_an_accelerator_runs_on_it(self, exported: Path) -> None:
+        description = dataclasses.replace(read_description(exported), engine={"dla": 1})
+        assert "\ninstance_group [ { kind: KIND_GPU secondary_devices [ { kind: KIND_NVDLA device_id: 1 } ] } ]\n" in (
+            config_text(description, "student")
+        )
+        assert "instance_group" not in config_text(read_description(exported), "student")
 
     def test_an_engine_without_its_weights(self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         install(monkeypatch)

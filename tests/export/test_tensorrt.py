@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from export.gate import LIBRARIES, compiler
 from export.runtime import Encoder, RuntimeInputError
 from vega_artifact import UserError, read_manifest, verify_files
 
+from .export_cases import edit
 from .fake_tensorrt import FakeDriver, install
 
 
@@ -144,6 +146,42 @@ class TestOptions:
         assert ("set_flag", "GPU_FALLBACK") in machine.calls
         with pytest.raises(UserError, match="--dla 2: this device has 2 accelerators"):
             apply(machine.tensorrt, machine.builder, machine.builder, BuildOptions(dla=2))
+
+    @pytest.fixture
+    def convolutions(self, exported: Path, tmp_path: Path) -> Path:
+        """An export that says it is what an accelerator takes."""
+        folder = Path(shutil.copytree(exported, tmp_path / "convolutions"))
+        edit(folder, lambda manifest: manifest["structure"].update(attention={}))
+        edit(folder, lambda manifest: manifest["config"].update(precision="fp16"))
+        return folder
+
+    def test_an_accelerator_gets_one_frame_a_call_on_its_own_number(
+        self, convolutions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: np.ndarray
+    ) -> None:
+        machine = install(monkeypatch)
+        out = build_engine(convolutions, tmp_path / "engine", options=BuildOptions(dla=1))
+        assert ("set_shape", "images", *[(1, 3, 64, 64)] * 3) in machine.calls, "no dynamic dimension is left"
+        manifest = read_manifest(out, "engine")
+        assert manifest["config"]["batches"] == [1, 1, 1] and manifest["layers"] == {"all": 3, "dla": 2}
+        machine.runtime.DLA_core = -1
+        encoder = Encoder(out)
+        assert machine.calls[-1] == ("deserialize", 1), "told before the engine is loaded"
+        assert len(frames) == 3 and encoder(frames)["fused"].shape == (3, 16, 24)
+        machine.runtime.num_DLA_cores = 1
+        with pytest.raises(RuntimeInputError, match="built for accelerator 1, this machine has 1 of them; build it again"):
+            Encoder(out)
+
+    def test_an_accelerator_with_nothing_to_do_or_with_batches(
+        self, convolutions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine = install(monkeypatch)
+        machine.builder.on_dla = ()
+        with pytest.raises(UserError, match="--dla 0: none of the 3 layers can run on an accelerator; build without --dla"):
+            build_engine(convolutions, tmp_path / "engine", options=BuildOptions(dla=0))
+        for batches in ({"largest_batch": 2}, {"best_batch": 2}, {"best_batch": 4, "largest_batch": 4}):
+            with pytest.raises(UserError, match="--dla 0: an accelerator takes batches of one size only, here 1"):
+                build_engine(convolutions, tmp_path / "engine", options=BuildOptions(dla=0), **batches)
+        assert not (tmp_path / "engine").exists()
 
     def test_what_this_tensorrt_lacks_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = install(monkeypatch)
