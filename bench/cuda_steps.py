@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.timing import Step
 from export.runtime import Encoder, RuntimeInputError
+from export.runtime.backends import open_session
 from export.runtime.manifest import MODEL
 
 RELAXED = 2  # cudaStreamCaptureMode: calls of other threads do not spoil the capture
@@ -46,7 +47,7 @@ class BoundSession:
             wanted = ("CUDAExecutionProvider", {**CUDA_OPTIONS, "enable_cuda_graph": "1" if graph else "0"})
         model = encoder.description.read(MODEL)
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=[wanted])
+            self._session = open_session(model, options, [wanted])
         except Exception as error:  # onnxruntime's errors share no base class
             reason = str(error).splitlines()[0]
             raise RuntimeInputError(f"onnxruntime on {device} refuses the model ({reason}); leave this backend out") from None

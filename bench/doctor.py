@@ -5,10 +5,8 @@ vega-edge doctor
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
-import io
 import os
 import shutil
 import subprocess
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.latency import machine
+from export.runtime.backends import preload_libraries
 from export.tensorrt import import_tensorrt
 from vega_artifact import UserError
 
@@ -131,9 +130,7 @@ def _onnx_device() -> str | None:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", tensor[:1], tensor[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnxruntime.set_default_logger_severity(4)  # the failed attempt is the finding, its log lines are noise
-    if hasattr(onnxruntime, "preload_dlls"):  # the CUDA libraries that pip put beside torch are on no library path
-        with contextlib.redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()
+    preload_libraries()
     providers = [
         name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in onnxruntime.get_available_providers()
     ]

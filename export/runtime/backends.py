@@ -8,8 +8,11 @@ only if the session says it really runs there. Engines built beforehand are run 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,18 @@ PROVIDERS: dict[str, list[Any]] = {
 def has_cuda_driver() -> bool:
     """Whether an NVIDIA driver is installed; the CUDA provider being listed says nothing."""
     return load_library(DRIVER) is not None
+
+
+def preload_libraries() -> None:
+    """Load the CUDA libraries that pip installed: they are on no library path, and without them a GPU provider cannot start.
+
+    Nothing to do without a driver, nor with an onnxruntime from before 1.21, which has to find them on the path.
+    """
+    import onnxruntime
+
+    if has_cuda_driver() and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # what it misses shows when the provider does not start
+            onnxruntime.preload_dlls()
 
 
 def tensorrt_options(description: Description) -> dict[str, str]:
@@ -60,6 +75,8 @@ def open_session(model: bytes, options: Any, providers: list[Any]) -> Any:
     """onnxruntime's session; a graph of FP8, which its optimiser moves to operators that do not take it, is run as it is."""
     import onnxruntime
 
+    if providers != PROVIDERS["onnxruntime"]:
+        preload_libraries()
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # its errors share no base class
@@ -105,7 +122,9 @@ class OnnxRuntimeBackend:
         first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
         if self.providers[0] != first:
             found = self.providers[0]
-            raise RuntimeInputError(f"{name}: {first} did not start, {found} did; install its libraries or use auto")
+            raise RuntimeInputError(
+                f"{name}: {first} did not start, {found} did; install its libraries, or name onnxruntime to use the CPU"
+            )
         self.inputs = [node.name for node in self._session.get_inputs()]
         self.outputs = [node.name for node in self._session.get_outputs()]
 
@@ -135,6 +154,8 @@ def candidates(precision: str, islands: Sequence[str] = ()) -> list[str]:
 def open_backend(description: Description, name: str = "auto", threads: int | None = None) -> OnnxRuntimeBackend:
     """Open an export's model in the named backend; "auto" takes the best that truly starts.
 
+    Where there is a driver and still only the CPU started, one line on stderr says why.
+
     Raises:
         RuntimeInputError: unknown name, altered model, or the named backend cannot run here.
     """
@@ -145,9 +166,12 @@ def open_backend(description: Description, name: str = "auto", threads: int | No
     for candidate in hopeful:
         try:
             return _open(model, candidate, threads, description)
-        except RuntimeInputError:  # a driver without onnxruntime-gpu or without its libraries: the next one serves
-            continue
-    return _open(model, last, threads, description)
+        except RuntimeInputError as error:  # a driver without onnxruntime-gpu or without its libraries: the next one serves
+            reason = error
+    backend = _open(model, last, threads, description)
+    if hopeful:
+        print(f"auto: the CPU is used although an NVIDIA driver is installed ({reason})", file=sys.stderr)
+    return backend
 
 
 def _open(model: bytes, name: str, threads: int | None, description: Description) -> OnnxRuntimeBackend:

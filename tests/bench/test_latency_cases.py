@@ -6,6 +6,7 @@ python -m pytest tests/bench/test_latency_cases.py
 from __future__ import annotations
 
 import ast
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from bench.latency import measure
 from bench.roofline import of_artifacts, rows
 from export import export_run, write_bundle
 from export.bundle import carried_code
-from export.runtime import Encoder, RuntimeInputError
+from export.runtime import Encoder, RuntimeInputError, backends
 from student import StreamingStudent, load_model, load_student
 from tests.bench.small_runs import SIZE, make_run
 from vega_artifact import UserError
@@ -124,6 +125,15 @@ class TestSteps:
         steps = cuda_steps.session_steps(encoder, graph=False, device="cpu")
         assert_same(walk(steps, frames), encoder(frames))
         assert_same(walk(steps, frames[::-1].copy()), encoder(frames[::-1]))  # the buffers are filled anew
+
+    def test_libraries_of_pip_are_loaded_before_the_session(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded: list[str] = []
+        monkeypatch.setattr(backends, "preload_libraries", lambda: loaded.append("cuda"))
+        cuda_steps.session_steps(encoder, graph=False, device="cpu")
+        assert loaded == []
+        with contextlib.suppress(RuntimeInputError):  # where there is no GPU
+            cuda_steps.session_steps(encoder, graph=False)
+        assert loaded == ["cuda"]
 
     def test_torch_eager_and_with_the_copies_apart(self, encoder: Encoder, run: Path, frames: np.ndarray) -> None:
         student = load_model(run)

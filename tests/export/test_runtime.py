@@ -195,6 +195,36 @@ class TestBackends:
         fake.granted = ["TensorrtExecutionProvider", *fake.granted]
         assert backends.open_backend(half).name == "onnxruntime-tensorrt"
 
+    def test_auto_that_ends_on_the_cpu_beside_a_driver_says_why(
+        self, fake: types.ModuleType, half: Description, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        backends.open_backend(half)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("auto: the CPU is used although an NVIDIA driver is installed (onnxruntime-cuda: CUDAExecution")
+        fake.granted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        backends.open_backend(half)
+        backends.open_backend(half, "onnxruntime")
+        assert capsys.readouterr().err == ""
+
+    def test_libraries_of_pip_are_loaded_before_a_gpu_session_and_only_then(
+        self, fake: types.ModuleType, half: Description, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def preload() -> None:
+            print("Failed to load libcufft.so")
+            fake.asked.append("preload")
+            fake.granted = ["CUDAExecutionProvider", "CPUExecutionProvider"]  # now it can start
+
+        fake.preload_dlls = preload
+        assert backends.open_backend(half, "onnxruntime").name == "onnxruntime" and fake.asked == ["CPUExecutionProvider"]
+        assert backends.open_backend(half).name == "onnxruntime-cuda" and fake.asked[1] == "preload"
+        assert capsys.readouterr() == ("", "")
+
+    def test_without_a_driver_nothing_is_loaded(self, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backends, "has_cuda_driver", lambda: False)
+        fake.preload_dlls = lambda: fake.asked.append("preload")
+        backends.preload_libraries()
+        assert fake.asked == []
+
     def test_auto_leaves_tensorrt_out_where_it_would_round_or_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backends, "has_cuda_driver", lambda: True)
         monkeypatch.setattr(backends, "load_library", lambda *_: object())
