@@ -131,7 +131,7 @@ class Train:
     """A name from `vega-edge list recipes`."""
 
     change: tuple[str, ...] = ()
-    """Fields of the recipe to change, such as steps=600 image_size=224,224."""
+    """Fields of the recipe to change, such as steps=600 image_size=224,224; `--change help` lists them all."""
 
     def run(self) -> None:
         from distill import train

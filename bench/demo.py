@@ -8,7 +8,7 @@ Every stage is an artifact that verifies its parent and is reused when complete,
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,11 @@ def run(out: Path, recipe: str = "demo", config: DemoConfig = DemoConfig()) -> P
     Raises:
         UserError: unknown recipe, a foreign folder, or a damaged artifact; what is complete stays.
     """
-    run_config = recipes.create(recipe)
+    watched = replace(recipes.create(recipe), noise_cache=str(Path(out) / "controls" / "reseeded-train"))
     chain = Chain(Path(out), config)
     caches = chain.stage("teacher: features of all rooms", lambda: _caches(chain))
     student = chain.stage(
-        "distill: student from the cache", lambda: train(chain.out / "cache-train", chain.out / "run", run_config)
+        "distill: student from the cache", lambda: train(chain.out / "cache-train", chain.out / "run", watched)
     )
     exported = chain.stage("export: student.onnx", lambda: export_run(student, chain.out / "export"))
     measured = chain.stage("bench: 3D probes", lambda: _probes(chain, caches, student, exported))

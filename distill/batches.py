@@ -59,6 +59,22 @@ def share(config: RunConfig, processes: int) -> int:
     return config.batch // (processes * config.accumulate)
 
 
+def check_batch(config: RunConfig, processes: int, frames: int, scenes: int) -> int:
+    """Frames that one process takes at once.
+
+    Raises:
+        UserError: a batch that cannot be dealt out evenly, in whole pairs or windows where those are wanted, or that is larger
+            than the `frames` of the training scenes.
+    """
+    taken = share(config, processes)
+    check_pairs(config, taken)
+    check_windows(config, taken)
+    if config.batch > frames:
+        have = f"{frames} frames of {scenes} training scenes"
+        raise UserError(f"run config: batch {config.batch} is larger than the data, {have}; lower batch or extract more")
+    return taken
+
+
 def places(cache: FeatureCache, scenes: tuple[str, ...]) -> list[str]:
     """Name of every frame of these scenes, in the order of `load_frames`: SCENE/NUMBER within the scene's clip."""
     return [f"{scene}/{number}" for scene in scenes for number in range(cache.frames[scene])]
@@ -74,7 +90,7 @@ class Batches:
         processes, rank: how many share a step, and which of them this is.
 
     Raises:
-        UserError: more frames per step than there are, or a batch that cannot be dealt out evenly.
+        UserError: see `check_batch`; or no pair or window can be drawn from these scenes.
     """
 
     def __init__(
@@ -88,17 +104,13 @@ class Batches:
         processes: int = 1,
         rank: int = 0,
     ) -> None:
-        self.share = share(config, processes)
-        check_pairs(config, self.share)
-        check_windows(config, self.share)
-        if config.batch > len(frames):
-            have = f"{len(frames)} frames of {len(frames.scenes)} training scenes"
-            raise UserError(f"run config: batch {config.batch} is larger than the data, {have}; lower batch or extract more")
+        self.share = check_batch(config, processes, len(frames), len(frames.scenes))
         self.frames, self.normalizers, self.grid, self.config, self.device = frames, normalizers, grid, config, device
         self.first = rank * self.share * config.accumulate
         self.mean, self.std = (torch.tensor(values, device=device) for values in (preprocess.mean, preprocess.std))
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self.ahead: tuple[tuple[int, int], Future[Fetched]] | None = None
+        self.rows(0, 0)  # what cannot be drawn from these scenes is said before the run has a folder
 
     def __enter__(self) -> Batches:
         return self

@@ -7,6 +7,7 @@ The flags of the command line are generated from it:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -125,14 +126,17 @@ class RunConfig:
         wrong += [f"{name} must lie in [0, {top}]" for name, top in parts.items() if not 0 <= getattr(self, name) <= top]
         rates = ("learning_rate", "muon_learning_rate", "weight_decay", "clip", *TERMS)
         wrong += [f"{name} must not be negative" for name in rates if not getattr(self, name) >= 0]
+        wrong += [f"{name} must be finite" for name in rates if getattr(self, name) == math.inf]
         if sum(getattr(self, name) for name in TERMS) <= 0:
             wrong.append(f"one of {', '.join(TERMS)} must be above 0")
         if not self.streams or any(not weight >= 0 for weight in self.weights.values()):
             wrong.append("weights must not be negative and at least one stream's must be above 0")
         if self.ship == "best" and self.validation_part == 0:
             wrong.append("ship=best needs a validation_part above 0")
-        if min(self.checkpoint_steps, self.keep_every, self.memory) < 0:
-            wrong.append("checkpoint_steps, keep_every and memory must not be negative")
+        if min(self.checkpoint_steps, self.keep_every, self.memory, self.seed) < 0:
+            wrong.append("checkpoint_steps, keep_every, memory and seed must not be negative")
+        if self.image_size is not None and min(self.image_size) < 1:
+            wrong.append(f"image_size {self.image_size} must be a height and a width in pixels")
         if self.memory > 0 and (self.crop > 0 or self.cross_view > 0):
             wrong.append("a student with memory sees whole frames in order: set crop=0 and cross_view=0, or memory=0")
         if self.threads is not None and self.threads < 1:

@@ -85,9 +85,9 @@ def load_frames(cache: FeatureCache, scene_ids: Sequence[str], streams: Sequence
         UserError: too big for the memory, or a target that is not finite.
     """
     total = sum(cache.frames[scene] for scene in scene_ids)
-    height, width = size or tuple(cache.manifest["streams"]["rgb"]["shape"][:2])
+    height, width = size or frame_size(cache)
     shapes = {name: (total, math.prod(cache.streams[name][1:]), cache.streams[name][0]) for name in streams}
-    _check_memory(cache, total * height * width * 3 + 2 * sum(math.prod(shape) for shape in shapes.values()))
+    check_memory(cache, bytes_of(cache, scene_ids, streams, size))
     images = torch.empty((total, height, width, 3), dtype=torch.uint8)
     targets = {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()}
     start = 0
@@ -102,11 +102,28 @@ def load_frames(cache: FeatureCache, scene_ids: Sequence[str], streams: Sequence
     return Frames(images, targets, tuple(scene_ids), tuple(cache.frames[scene] for scene in scene_ids))
 
 
-def _check_memory(cache: FeatureCache, needed: int) -> None:
+def bytes_of(cache: FeatureCache, scene_ids: Sequence[str], streams: Sequence[str], size: tuple[int, int] | None) -> int:
+    """Memory that `load_frames` takes for these scenes."""
+    frames = sum(cache.frames[scene] for scene in scene_ids)
+    height, width = size or frame_size(cache)
+    return frames * (height * width * 3 + 2 * sum(math.prod(cache.streams[name]) for name in streams))
+
+
+def frame_size(cache: FeatureCache) -> tuple[int, int]:
+    """(H, W) of the frames as they lie in the cache."""
+    height, width = cache.manifest["streams"]["rgb"]["shape"][:2]
+    return height, width
+
+
+def check_memory(cache: FeatureCache, needed: int, processes: int = 1) -> None:
+    """Raises UserError where `processes` of this machine, each with `needed` bytes of its own, do not fit into its memory."""
     available = psutil.virtual_memory().available
-    if needed > MEMORY_PART * available:
+    if needed * processes > MEMORY_PART * available:
         sizes = f"{needed / 2**30:.1f} GiB of frames and targets, {available / 2**30:.1f} GiB are available"
-        raise UserError(f"{cache.path}: does not fit into memory ({sizes}); extract fewer scenes or streams, or a coarser grid")
+        sizes = f"{processes} processes of {sizes}" if processes > 1 else sizes
+        fewer = "start fewer processes, " if processes > 1 else ""
+        advice = f"{fewer}extract fewer scenes or streams, or a coarser grid"
+        raise UserError(f"{cache.path}: does not fit into memory ({sizes}); {advice}")
 
 
 def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:

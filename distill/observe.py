@@ -8,7 +8,7 @@ The weights looked at are those that would be shipped, in a copy of the student,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,11 @@ class Observer:
         self.ceilings = dict(ceilings or {})
         self.config, self.probes = config, probes
         self.spent = self.last = 0.0
+
+    def remember(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """What probes took before an interruption, from the run's log: a resumed run does not spend the time once more."""
+        taken = [record["seconds"] for record in records if "probes" in record]
+        self.spent, self.last = sum(taken), taken[-1] if taken else 0.0
 
     def look(self, weights: Mapping[str, Tensor], step: int, seconds: float, log: RunLog) -> float | None:
         """One validation on the way, and the probes if `seconds` of training so far leave room for them.

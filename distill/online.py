@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.dataset import Frames, load_frames
+from distill.dataset import Frames, check_memory, load_frames
 from teacher.cache import FeatureCache
+from teacher.launch import local_processes
 from teacher.scenes import open_scenes
 from vega_artifact import UserError, fingerprint, unknown_name
 
@@ -36,13 +37,16 @@ class OnlineCache(FeatureCache):
         teacher: fingerprint of whoever answers.
 
     Raises:
-        UserError: scenes that cannot be read, or a teacher that does not answer frame by frame.
+        UserError: scenes that cannot be read or do not fit into memory, or a teacher that does not answer frame by frame.
     """
 
     def __init__(self, scenes: str, answer: Answer, teacher: str) -> None:
         source = open_scenes(scenes)
         self.path, self.answer = source.uri, answer  # type: ignore[assignment]  # errors name it as they name a folder
-        clips = [source[k] for k in range(len(source.scene_ids))]
+        first_clip = source[0]
+        needed = 2 * first_clip.rgb.nbytes * len(source.scene_ids)  # here, and in the size that the student takes
+        check_memory(self, needed, local_processes())
+        clips = [first_clip, *(source[k] for k in range(1, len(source.scene_ids)))]
         self.images = {clip.scene_id: clip.rgb for clip in clips}
         self.frame_ids = {clip.scene_id: np.asarray(clip.frame_ids) for clip in clips}
         self.scene_ids = list(source.scene_ids)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 from distill.config import RunConfig
 from student.checkpoint import read_weights, save_weights
 from teacher.cache import differences, listed
+from teacher.claims import claim
 from vega_artifact import MANIFEST, UserError, atomic_write, canonical, read_json, read_manifest, verify_files, write_json
 
 CONFIG = "config.json"
@@ -30,6 +32,8 @@ LOG = "log.jsonl"
 CHECKPOINTS = "checkpoint"
 KEPT = "kept"
 BEST = "best.json"
+LOCK = ".run.lock"
+NOT_IDENTITY = ("full_config", "resolved")  # of config.json
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,17 @@ class Checkpoint:
 
 
 class RunFolder:
-    """One run's place on disk, bound to the config, the cache and (for a warm start) the run it was started with."""
+    """One run's place on disk, bound to the config, the cache and whatever else it depends on.
 
-    def __init__(self, path: Path, config: RunConfig, cache_fingerprint: str, start_from: str | None = None) -> None:
+    Args:
+        further: what else makes it this run, by name, None where it plays no part: `start_from`, the fingerprint of the run of
+            a warm start; `pretrained`, the SHA-256 of a weight file; `batch_statistics`, see `distill.preflight`.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, cache_fingerprint: str, **further: str | None) -> None:
         self.path = path
         self.config = config
-        self.parents = {"cache": cache_fingerprint} | ({"start_from": start_from} if start_from else {})
+        self.parents = {"cache": cache_fingerprint} | {name: value for name, value in further.items() if value is not None}
         self.identity = {"config": config.identity(), **self.parents}
 
     def is_complete(self) -> bool:
@@ -69,8 +78,8 @@ class RunFolder:
             return True
         if (self.path / CONFIG).exists():
             record = read_json(self.path / CONFIG)
-            held = ("config", "cache", "start_from")
-            self._refuse_other({key: record[key] for key in held if key in record} if isinstance(record, Mapping) else {})
+            held = record.items() if isinstance(record, Mapping) else ()
+            self._refuse_other({key: value for key, value in held if key not in NOT_IDENTITY})
         elif self.path.exists() and (not self.path.is_dir() or any(not p.name.startswith(".") for p in self.path.iterdir())):
             raise UserError(f"{self.path}: exists and is no run (no {CONFIG}); choose another --out")
         return False
@@ -85,10 +94,35 @@ class RunFolder:
         """Write config.json: from now on the folder is this run's. `resolved`: what every "auto" became."""
         write_json(self.path / CONFIG, {**self.identity, "full_config": canonical(self.config), "resolved": resolved})
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else may train here for the length of a `with` block. Raises UserError when somebody does, or just has."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with claim(self.path / LOCK, wait=False) as ours:
+            if not ours:
+                raise UserError(f"{self.path}: another process is training this run; wait for it, or choose another --out")
+            if (self.path / MANIFEST).exists():
+                raise UserError(f"{self.path}: another process has just finished this run; it is complete")
+            yield
+
+    def begun(self) -> Mapping[str, Any]:
+        """What "auto" became where the run began that a checkpoint is there of; {} when there is none."""
+        record = read_json(self.path / CONFIG) if self._checkpoints() and (self.path / CONFIG).exists() else {}
+        return record.get("resolved", {})
+
+    def safe(self) -> str:
+        """For the end of a sentence about what went wrong: what there is to go on from."""
+        return "the last checkpoint is intact" if self._checkpoints() else "no checkpoint had been written yet"
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / CHECKPOINTS).glob("step-*"))
+
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then drop the older ones."""
+        """Write a checkpoint, then drop the older ones; one of the same step is there already and stays."""
         root = self.path / CHECKPOINTS
         final, unfinished = root / f"step-{checkpoint.step:08d}", root / ".unfinished"
+        if final.exists():
+            return
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         save_weights(unfinished / "student.safetensors", checkpoint.student)
@@ -99,15 +133,14 @@ class RunFolder:
         atomic_write(unfinished / "optimizers.pt", lambda path: path.write_bytes(states.getvalue()))
         state = {"step": checkpoint.step, "seconds": checkpoint.seconds, "scaler": checkpoint.scaler}
         write_json(unfinished / "state.json", state)
-        shutil.rmtree(final, ignore_errors=True)  # of a run that was interrupted before it could drop what it went on from
         unfinished.rename(final)
-        for older in root.glob("step-*"):
+        for older in self._checkpoints():
             if older != final:
                 shutil.rmtree(older, ignore_errors=True)
 
     def load(self) -> Checkpoint | None:
         """The latest checkpoint, tensors on the CPU; None when there is none. Raises UserError when it is unreadable."""
-        found = sorted((self.path / CHECKPOINTS).glob("step-*"))
+        found = self._checkpoints()
         if not found:
             return None
         folder = found[-1]

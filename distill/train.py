@@ -10,9 +10,10 @@ log.jsonl). Killed or interrupted at any time, the same command goes on from the
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.batches import Batch, Batches, places, share
+from distill.batches import Batch, Batches, places
 from distill.config import RunConfig, resolve_precision
 from distill.dataset import Frames, check_streams, load_frames, split_scenes
 from distill.distiller import Distiller
@@ -31,14 +32,15 @@ from distill.floor import noise_floor
 from distill.guard import find_fault
 from distill.interrupt import Interrupt
 from distill.joined import open_caches
-from distill.log import RunLog, check_trackers
+from distill.log import RunLog, check_trackers, read_log
 from distill.losses import TERMS, Objective
 from distill.normalize import estimate_from
 from distill.observe import Observer, Probes
 from distill.online import OnlineCache, sample
+from distill.preflight import check_feasible, run_folder
 from distill.state import LOG, RunFolder
 from distill.views import token_places
-from distill.warm_start import read_start, take_weights
+from distill.warm_start import take_weights
 from student import StreamingStudent, StudentModel, create_student
 from student.checkpoint import INITIAL_WEIGHTS, WEIGHTS, config_to_json, save_weights
 from student.heads import Denormalizer
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RESIDENT_PART = 0.4  # of an accelerator's free memory that the whole data may take
-INTACT = "the weights were left as they were before it, and the last checkpoint is intact"
+UNTOUCHED = "the weights were left as they were before it"
 
 
 def train(
@@ -73,14 +75,14 @@ def train(
         `out`, with a manifest of kind "run".
 
     Raises:
-        UserError: no finished cache, streams it does not have, fewer frames than a batch, a folder of another run, a step that
-            is no longer finite (names step, module and frames), a full disk, an unreadable checkpoint.
+        UserError: no finished cache, streams it does not have, fewer frames than a batch, a folder of another run or one that
+            another process is at work in, a step that is no longer finite (names step, module and frames), a full disk, an
+            unreadable checkpoint.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     source = cache if isinstance(cache, FeatureCache) else open_caches(cache)
     start = Path(start_from) if start_from is not None else None
-    parent = read_start(start)["fingerprint"] if start is not None else None
-    folder = RunFolder(Path(out), config, source.fingerprint, parent)
+    folder = run_folder(Path(out), config, source, start)
     if folder.is_complete():
         return folder.path
     check_trackers(config.trackers)
@@ -109,9 +111,10 @@ class Trainer:
     ) -> None:
         self.cache, self.folder, self.config, self.accelerator = cache, folder, config, accelerator
         self.streams, self.device = config.streams, accelerator.device
-        share(config, accelerator.num_processes)
         grid = check_streams(cache, self.streams)
         train_ids, validation_ids = split_scenes(cache.scene_ids, config.validation_part)
+        check_feasible(cache, train_ids, config, accelerator)
+        begun = folder.begun()
         load = cache.live if isinstance(cache, OnlineCache) else partial(load_frames, cache)
         frames = load(train_ids, self.streams, config.image_size)
         if config.cross_view > 0:
@@ -134,10 +137,13 @@ class Trainer:
         self.floor = self._floor(means)
         ceilings = {name: found["ceiling"] for name, found in self.floor.items()}
         self.observer = Observer(copy.deepcopy(student).to(self.device), self.validation, means, config, probes, ceilings)
-        self.precision = resolve_precision(config.precision, self.device)
+        self.precision = begun.get("precision") or resolve_precision(config.precision, self.device)  # one run, one arithmetic
         self.engine = Engine(accelerator, Distiller(student, self._objective(), self.precision, config.window), config)
         dealt = (accelerator.num_processes, accelerator.process_index)
         self.batches = Batches(self.frames, self.normalizers, self.preprocess, grid, config, self.device, *dealt)
+        if begun and begun.get("matches") != self._matches():
+            text = f"began with matches of views by {begun.get('matches')}, now there are but those by {self._matches()}"
+            raise UserError(f"{folder.path}: {text}; bring back what the cache knew then, or choose another --out")
         self.step, self.seconds, self.interrupt = 0, 0.0, Interrupt()
 
     def _objective(self) -> Objective:
@@ -166,12 +172,15 @@ class Trainer:
 
     def run(self) -> None:
         self.accelerator.wait_for_everyone()  # everyone has looked at the folder before one begins to write to it
-        if self.accelerator.is_main_process:
-            self.folder.claim(self._resolved())
-            save_weights(self.folder.path / INITIAL_WEIGHTS, self.initial)
-        self._resume()
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self.batches, self.interrupt:
+        with ExitStack() as held, torch.random.fork_rng(devices), self.batches, self.interrupt:
+            if self.accelerator.is_main_process:
+                held.enter_context(self.folder.alone())
+                self.folder.claim(self._resolved())
+                save_weights(self.folder.path / INITIAL_WEIGHTS, self.initial)
+                if self.engine.sharded:
+                    print(f"note: {self.engine.kind} keeps no checkpoints; a run that is stopped begins anew", file=sys.stderr)
+            self._resume()
             with self._log() if self.accelerator.is_main_process else nullcontext() as log:
                 if log is not None and self.floor:
                     log.write({"step": self.step, "noise_floor": self.floor})
@@ -194,6 +203,8 @@ class Trainer:
         if checkpoint is not None:
             self.engine.restore(checkpoint, self.folder.path)
             self.step, self.seconds = checkpoint.step, checkpoint.seconds
+            log = self.folder.path / LOG
+            self.observer.remember(record for record in (read_log(log) if log.exists() else ()) if record["step"] <= self.step)
 
     def _loop(self, log: RunLog | None) -> None:
         config, window = self.config, Window()
@@ -227,7 +238,8 @@ class Trainer:
         ready = time.perf_counter()
         scalars = self.engine.step(self.step, parts)
         if not self.engine.finite(scalars):
-            raise UserError(f"{self.folder.path}: at step {self.step + 1} {self._fault(parts)}; {INTACT}")
+            what = f"at step {self.step + 1} {self._fault(parts)}"
+            raise UserError(f"{self.folder.path}: {what}; {UNTOUCHED}, {self.folder.safe()}")
         self.engine.apply(self.step)
         self.step += 1
         done = time.perf_counter()
@@ -258,7 +270,7 @@ class Trainer:
         """One line of the log: means over the window and all processes."""
         values = self.accelerator.reduce(torch.stack(window.scalars), reduction="mean").cpu().numpy()
         if not np.isfinite(values[:, :-1]).all():
-            hint = "lower the learning rates; the last checkpoint is intact"
+            hint = f"lower the learning rates; {self.folder.safe()}"
             raise UserError(f"{self.folder.path}: the loss is not finite at or before step {self.step}; {hint}")
         if log is None:
             return
@@ -289,8 +301,16 @@ class Trainer:
             self.folder.offer(self.step, value, weights)
 
     def _weights(self, log: RunLog | None) -> dict[str, Tensor]:
-        """What would be shipped now, in the main process; where weights are sharded, all processes take part."""
-        return self.engine.weights() if log is not None or self.engine.sharded else {}
+        """What would be shipped now, in the main process; where weights are sharded, all processes take part.
+
+        Raises:
+            UserError: the last step left a weight that is not finite.
+        """
+        weights = self.engine.weights() if log is not None or self.engine.sharded else {}
+        if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+            text = f"step {self.step} left {len(broken)} weights that are not finite, {broken[0]} the first"
+            raise UserError(f"{self.folder.path}: {text}; lower the learning rates; {self.folder.safe()}")
+        return weights
 
     def _keep(self, log: RunLog | None) -> None:
         weights = self._weights(log)
@@ -298,7 +318,7 @@ class Trainer:
             self.folder.keep(self.step, weights)
 
     def _save(self, log: RunLog | None) -> None:
-        if log is not None and not self.engine.sharded:
+        if self._weights(log) and not self.engine.sharded:
             self.folder.save(self.engine.checkpoint(self.step, self.seconds))
 
     def _finish(self, log: RunLog | None) -> None:
@@ -342,8 +362,12 @@ class Trainer:
             "spread": self.engine.kind,
             "processes": self.accelerator.num_processes,
             "threads": torch.get_num_threads(),
-            "matches": None if self.config.cross_view <= 0 else "tokens" if self.frames.places is None else "geometry",
+            "matches": self._matches(),
         } | ({"new_heads": self.new_heads} if self.new_heads is not None else {})
+
+    def _matches(self) -> str | None:
+        """What tells which tokens of two views belong together; None where no view is compared with another."""
+        return None if self.config.cross_view <= 0 else "tokens" if self.frames.places is None else "geometry"
 
 
 @dataclass
@@ -358,10 +382,6 @@ class Window:
         self.scalars.append(scalars)
         self.waited += waited
         self.worked += worked
-
-
-def _remembering(student: StudentModel, config: RunConfig) -> StreamingStudent:
-    return StreamingStudent.from_student(student, memory=config.memory, seed=config.seed)
 
 
 def _placed(frames: Frames, device: torch.device) -> Frames:

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from student.registry import TokenBackbone, create_backbone, list_students, resolve
+from student.registry import TokenBackbone, list_students, outline, resolve
 from vega_artifact import UserError
 
 LEGEND = """\
@@ -82,8 +82,7 @@ def measure(name: str, size: tuple[int, int] = (224, 224)) -> Cost:
     Raises:
         UserError: unknown name, or a size the backbone cannot take.
     """
-    with torch.device("meta"):
-        backbone, _ = create_backbone(name, size)
+    backbone = outline(name, size)
     parameters = _count(backbone)
     # Fusing moves values about, which meta tensors do not have; empty ones do.
     deployed = reparameterize_model(backbone.eval().to_empty(device="cpu")).to("meta")

@@ -15,7 +15,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from vega_artifact import UserError
+from vega_artifact import UserError, file_sha256
 
 HUB = "hub"
 HUB_FILE = "model.safetensors"
@@ -34,13 +34,30 @@ def read_pretrained(name: str, timm_name: str, source: Path | str) -> dict[str, 
         UserError: no such file or repository, no network, or nothing that can be read without running code.
     """
     text = str(source)
-    path = fetch(name, timm_name, text) if text == HUB or text.startswith(f"{HUB}:") else Path(source)
+    path = fetch(name, timm_name, text) if _of_hub(text) else Path(source)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file for student {name!r}; give a safetensors or torch state dict, or `hub`")
     try:
         return load_state_dict(str(path), weights_only=True)  # never unpickles
     except Exception as error:
         raise UserError(f"{path}: no readable state dict of tensors ({first_line(error)})") from error
+
+
+def weights_digest(source: Path | str | None) -> str | None:
+    """SHA-256 of a weight file, because another one may come to lie at its path; None for none and for the hub, which versions.
+
+    Raises:
+        UserError: no such file.
+    """
+    if source is None or _of_hub(str(source)):
+        return None
+    if not Path(source).is_file():
+        raise UserError(f"{source}: no such weight file; give a safetensors or torch state dict, or `hub`")
+    return file_sha256(Path(source))
+
+
+def _of_hub(source: str) -> bool:
+    return source == HUB or source.startswith(f"{HUB}:")
 
 
 def fetch(name: str, timm_name: str, source: str) -> Path:
@@ -76,9 +93,10 @@ def _check_repository(name: str, timm_name: str, repository: str) -> None:
     network, _, tag = full.partition(".")
     if owner != "timm" or not tag:
         return
-    if network != timm_name:
+    wanted_network = timm_name.partition(".")[0]  # `timm:NETWORK.TAG` names its weights too
+    if network != wanted_network:
         raise UserError(
-            f"hub:{repository}: weights of {network}, but student {name!r} is {timm_name}; give those of {timm_name}"
+            f"hub:{repository}: weights of {network}, but student {name!r} is {timm_name}; give those of {wanted_network}"
         )
     wanted, found = timm.get_pretrained_cfg(timm_name), timm.get_pretrained_cfg(f"{network}.{tag}", allow_unregistered=True)
     if (

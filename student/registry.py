@@ -153,11 +153,21 @@ def create_backbone(
         raise UserError(f"student {name!r} cannot be built at {size} pixels{source}: {first_line(error)}") from error
     if state is not None:
         check_arrival(name, str(pretrained), model, state)
-    _check_size(name, image_size, tuple(model.patch_embed.patch_size) if flat else (32, 32))
+    _check_size(name, image_size, tuple(model.patch_embed.patch_size) if flat else (max(model.feature_info.reduction()),) * 2)
     backbone = TokenBackbone(model) if flat else PyramidBackbone(model, image_size)
     if name.startswith(TIMM_PREFIX):
         _check_passage(name, backbone, image_size)
     return backbone, dict(model.pretrained_cfg)
+
+
+def outline(name: str, image_size: tuple[int, int]) -> Backbone:
+    """The backbone for images of (H, W) pixels without its values: what it is like, and whether it can be built.
+
+    Raises:
+        UserError: as `create_backbone`.
+    """
+    with torch.device("meta"):
+        return create_backbone(name, image_size)[0]
 
 
 def _check_passage(name: str, backbone: Backbone, image_size: tuple[int, int]) -> None:

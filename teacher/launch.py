@@ -16,6 +16,7 @@ RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 # Not Slurm's: a job step of N tasks is no sign that they were told where to meet.
 PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+LOCAL_PROCESSES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 
 def rank() -> int:
@@ -31,6 +32,11 @@ def local_rank() -> int:
 def processes() -> int:
     """How many processes were started to work on one thing, 1 where nobody says so."""
     return _told(PROCESSES, 1)
+
+
+def local_processes() -> int:
+    """How many of them are on this machine; all, where nobody says so."""
+    return _told(LOCAL_PROCESSES, processes())
 
 
 def end_with_parent() -> None:

@@ -23,7 +23,7 @@ from vega_artifact import UserError
         ({"cosine": 0.0, "smooth_l1": 0.0}, "one of cosine, smooth_l1, mse, gram, cross_view must"),
         ({"threads": 0}, "threads"),
         ({"accumulate": 0, "crop": 1.5}, r"accumulate must be at least 1; crop must lie in \[0, 1.0\]"),
-        ({"keep_every": -1}, "keep_every and memory must not be negative"),
+        ({"keep_every": -1}, "keep_every, memory and seed must not be negative"),
         ({"ship": "best", "validation_part": 0.0}, "ship=best needs a validation_part above 0"),
     ],
 )

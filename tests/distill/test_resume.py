@@ -1,6 +1,8 @@
 """Stopping and going on, starting from another run, and failures on the way that leave the last checkpoint safe."""
 
 import dataclasses
+import importlib
+import json
 import shutil
 import signal
 
@@ -9,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from distill import recipes, train
+from distill import train
+from distill.engine import Engine
 from distill.interrupt import Interrupt
 from distill.log import read_log
 from distill.observe import Findings
 from distill.train import Trainer
 from student import load_student
-from vega_artifact import UserError, read_manifest
+from vega_artifact import UserError, read_json, read_manifest, write_json
 
 
 @pytest.fixture
@@ -138,9 +141,55 @@ def test_a_cache_that_disappears_costs_no_checkpoint(brief, cache_path, tmp_path
     assert equal(tensors(resumed), tensors(train(cache_path, tmp_path / "straight", brief)))
 
 
-def test_too_little_data_or_an_odd_image_size_is_refused_before_anything_is_written(brief, cache_path, tmp_path):
-    with pytest.raises(UserError, match="batch 300 is larger than the data, 4. frames of 9 training scenes"):
-        train(cache_path, tmp_path / "run", dataclasses.replace(brief, batch=300))
-    with pytest.raises(UserError, match="60"):
-        train(cache_path, tmp_path / "run", dataclasses.replace(recipes.smoke(), image_size=(60, 64)))
-    assert not (tmp_path / "run").exists()
+def interrupted(cache_path, out, config):
+    with pytest.raises(KeyboardInterrupt):
+        train(cache_path, out, config, probes=stop(signal.SIGTERM))
+
+
+def test_a_resumed_run_keeps_the_arithmetic_it_began_with(brief, cache_path, tmp_path, monkeypatch):
+    trainer = importlib.import_module("distill.train")  # `distill.train` itself is the function
+    config = dataclasses.replace(brief, precision="auto")
+    monkeypatch.setattr(trainer, "resolve_precision", lambda precision, device: "bf16")
+    interrupted(cache_path, tmp_path / "run", config)
+    monkeypatch.setattr(trainer, "resolve_precision", lambda precision, device: "fp32")
+    run = train(cache_path, tmp_path / "run", config)
+    assert read_manifest(run, "run")["resolved"]["precision"] == "bf16"
+
+
+def test_a_resumed_run_does_not_change_what_matches_its_views(brief, cache_path, tmp_path, monkeypatch):
+    config = dataclasses.replace(brief, cross_view=0.5)
+    interrupted(cache_path, tmp_path / "run", config)
+    record = read_json(tmp_path / "run" / "config.json")
+    assert record["resolved"]["matches"] == "tokens"
+    write_json(tmp_path / "run" / "config.json", record | {"resolved": record["resolved"] | {"matches": "geometry"}})
+    with pytest.raises(UserError, match="began with matches of views by geometry, now there are but those by tokens"):
+        train(cache_path, tmp_path / "run", config)
+
+
+def test_time_that_probes_took_before_an_interruption_still_counts(brief, cache_path, tmp_path):
+    config = dataclasses.replace(brief, evaluate_every=2, probe_share=0.01)
+    interrupted(cache_path, tmp_path / "run", config)
+    log = tmp_path / "run" / "log.jsonl"
+    slow = [record | {"seconds": 50.0} if "probes" in record else record for record in read_log(log)]
+    log.write_text("".join(json.dumps(record) + "\n" for record in slow))
+    asked = []
+    train(cache_path, tmp_path / "run", config, probes=lambda student: asked.append(1) or Findings({}))
+    assert len(asked) == 1, "at the end alone"
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_shipped(brief, cache_path, tmp_path, monkeypatch):
+    apply = Engine.apply
+
+    def ruined(self, step):
+        apply(self, step)
+        if step == 4:
+            next(self.bare.student.parameters()).data[0] = float("nan")
+
+    monkeypatch.setattr(Engine, "apply", ruined)
+    monkeypatch.setattr(Engine, "finite", lambda self, scalars: True)
+    config = dataclasses.replace(brief, evaluate_every=8, log_every=8, checkpoint_steps=1)
+    with pytest.raises(UserError, match="step 5 left 1 weights that are not finite, .* the last checkpoint is intact"):
+        train(cache_path, tmp_path / "run", config)
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == ["step-00000004"]
+    with pytest.raises(UserError, match="step 5 left 1 weights .* no checkpoint had been written yet"):
+        train(cache_path, tmp_path / "short", dataclasses.replace(config, steps=5, checkpoint_steps=0))

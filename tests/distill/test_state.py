@@ -140,17 +140,17 @@ def test_the_best_weights_are_kept_and_the_rest_dropped(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"kept"}
 
 
-def test_a_checkpoint_of_a_step_that_is_already_there_is_replaced(tmp_path, trained):
-    """A run that is interrupted before its first new step saves where it came from."""
+def test_a_checkpoint_of_a_step_that_is_already_there_stays(tmp_path, trained):
+    """A run that is interrupted before its first new step saves where it came from: deleting that first could lose it."""
     folder = RunFolder(tmp_path, RunConfig(), "c")
     folder.save(checkpoint_of(trained, 4))
     folder.save(dataclasses.replace(checkpoint_of(trained, 4), seconds=9.0, scaler={"scale": 2.0}))
-    assert folder.load().seconds == 9.0 and folder.load().scaler == {"scale": 2.0}
+    assert folder.load().seconds == 1.5 and folder.load().scaler == {}
 
 
 def test_a_warm_start_is_part_of_whose_folder_it_is(tmp_path):
-    RunFolder(tmp_path, RunConfig(), "c", "first-run").claim({})
-    assert not RunFolder(tmp_path, RunConfig(), "c", "first-run").is_complete()
+    RunFolder(tmp_path, RunConfig(), "c", start_from="first-run").claim({})
+    assert not RunFolder(tmp_path, RunConfig(), "c", start_from="first-run").is_complete()
     for other in (None, "second-run"):
         with pytest.raises(UserError, match="another run .*start_from"):
-            RunFolder(tmp_path, RunConfig(), "c", other).is_complete()
+            RunFolder(tmp_path, RunConfig(), "c", start_from=other).is_complete()

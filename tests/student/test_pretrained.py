@@ -74,6 +74,8 @@ def test_the_hub_is_asked_only_for_what_was_named(weights, monkeypatch, source, 
     assert asked == []
     loaded, _ = create_backbone("deit_tiny", SIZE, source)
     assert asked == [(repository, HUB_FILE, revision)]
+    tagged, _ = create_backbone("timm:deit_tiny_patch16_224.fb_in1k", SIZE, source)
+    assert torch.equal(tagged.model.blocks[2].attn.qkv.weight, loaded.model.blocks[2].attn.qkv.weight)
     same, _ = create_backbone("deit_tiny", SIZE, weights / "deit_tiny_patch16_224.safetensors")
     assert torch.equal(loaded.model.blocks[2].attn.qkv.weight, same.model.blocks[2].attn.qkv.weight)
 

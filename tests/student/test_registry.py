@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from student import create_student, list_students
-from student.registry import create_backbone, resolve
+from student.registry import create_backbone, outline, resolve
 from vega_artifact import UserError
 
 
@@ -54,6 +54,13 @@ def test_micro_is_the_documented_network():
 def test_sizes_a_backbone_cannot_take_are_refused(name, size):
     with pytest.raises(UserError, match=f"student '{name}'.*{size[0]}x{size[1]}"):
         create_student(name, image_size=size)
+
+
+def test_the_size_that_is_wanted_is_that_of_the_networks_own_patch():
+    with pytest.raises(UserError, match="image size 200x208 does not fit, it takes multiples of 16x16"):
+        outline("timm:beit_base_patch16_224", (200, 208))
+    with pytest.raises(UserError, match="image size 200x208 does not fit, it takes multiples of 32x32"):
+        outline("timm:resnet18", (200, 208))
 
 
 def test_weights_from_a_file_are_taken_and_wrong_ones_refused(tmp_path):
