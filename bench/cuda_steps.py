@@ -17,12 +17,11 @@ import numpy as np
 
 from bench.timing import Step
 from export.runtime import Encoder, RuntimeInputError
-from export.runtime.backends import open_session
+from export.runtime.backends import TYPES, open_session
 from export.runtime.manifest import MODEL
 
 RELAXED = 2  # cudaStreamCaptureMode: calls of other threads do not spoil the capture
 CUDA_OPTIONS = {"use_tf32": "0"}  # as `export.runtime.backends`: the same arithmetic as the file was checked with
-TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class BoundSession:
@@ -69,7 +68,8 @@ class BoundSession:
         self._binding.bind_ortvalue_input(self._session.get_inputs()[0].name, self._input)
         for node in self._session.get_outputs():
             shape = [len(images), *node.shape[1:]]
-            value = self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, TYPES[node.type], self._device, 0)
+            kind = np.dtype(TYPES[node.type]).type
+            value = self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, kind, self._device, 0)
             self._binding.bind_ortvalue_output(node.name, value)
             self._outputs.append(value)
 

@@ -22,6 +22,7 @@ import numpy as np
 from .cuda import DRIVER, load_library
 from .manifest import MODEL, Description, RuntimeInputError
 
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}  # onnxruntime's -> numpy's
 TENSORRT_LIBRARY = "libnvinfer.so.10"  # what the TensorRT provider of onnxruntime's wheels links
 PROVIDERS: dict[str, list[Any]] = {
     "onnxruntime": ["CPUExecutionProvider"],
@@ -125,12 +126,24 @@ class OnnxRuntimeBackend:
             raise RuntimeInputError(
                 f"{name}: {first} did not start, {found} did; install its libraries, or name onnxruntime to use the CPU"
             )
-        self.inputs = [node.name for node in self._session.get_inputs()]
+        takes = self._session.get_inputs()
+        self._takes = {node.name: (TYPES.get(node.type, node.type), tuple(node.shape[1:])) for node in takes}
+        self.inputs = list(self._takes)
         self.outputs = [node.name for node in self._session.get_outputs()]
 
     def __call__(self, images: np.ndarray, state: Mapping[str, np.ndarray] | None = None) -> list[np.ndarray]:
-        """The model's pictures, and a streaming model's memory by name -> one float32 array per output, as in `outputs`."""
-        return self._session.run(None, {self.inputs[0]: images, **(state or {})})
+        """The model's pictures, and a streaming model's memory by name -> one float32 array per output, as in `outputs`.
+
+        Raises:
+            RuntimeInputError: another dtype or shape than the model takes.
+        """
+        given = {self.inputs[0]: images, **(state or {})}
+        for name, value in given.items():
+            dtype, shape = self._takes[name]
+            if (value.dtype.name, value.shape[1:]) != (dtype, shape):
+                wanted = f"{dtype} of shape ({', '.join(map(str, ('batch', *shape)))})"
+                raise RuntimeInputError(f"{name}: {wanted} expected, found {value.dtype} of shape {value.shape}")
+        return self._session.run(None, given)
 
 
 def float32_islands(description: Description) -> list[str]:

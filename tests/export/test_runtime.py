@@ -26,7 +26,7 @@ from export.runtime.manifest import Description, read_description
 from export.runtime.preprocess import preprocess, resize, resize_weights
 from student import Preprocess, load_student
 
-from .export_cases import HEADS, ROOT
+from .export_cases import HEADS, ROOT, edit
 
 BLOCKED = (
     "torch",
@@ -46,12 +46,6 @@ BLOCKED = (
 @pytest.fixture
 def copy(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "export"))
-
-
-def edit(folder: Path, change: Callable[[dict], object]) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 class TestResize:
@@ -296,6 +290,19 @@ class TestBadInput:
         with pytest.raises(RuntimeInputError, match=message):
             Encoder(exported)(frames)
 
+    @pytest.mark.parametrize(
+        ("images", "found"),
+        [
+            (np.zeros((1, 64, 64, 3), np.uint8), r"found uint8 of shape \(1, 64, 64, 3\)"),  # frames nobody prepared
+            (np.zeros((2, 3, 64, 64), np.float64), r"found float64 of shape \(2, 3, 64, 64\)"),
+            (np.zeros((1, 3, 32, 64), np.float32), r"found float32 of shape \(1, 3, 32, 64\)"),
+            (np.zeros((3, 64, 64), np.float32), r"found float32 of shape \(3, 64, 64\)"),
+        ],
+    )
+    def test_images_that_were_not_prepared(self, exported: Path, images: np.ndarray, found: str) -> None:
+        with pytest.raises(RuntimeInputError, match=rf"^images: float32 of shape \(batch, 3, 64, 64\) expected, {found}$"):
+            Encoder(exported, "onnxruntime").infer(images)
+
     def test_missing_manifest(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeInputError, match=r"manifest\.json: missing"):
             Encoder(tmp_path)
@@ -322,6 +329,30 @@ class TestBadInput:
         edit(copy, change)
         with pytest.raises(RuntimeInputError, match="field missing or odd"):
             Encoder(copy)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda manifest: manifest["tolerances"].update(relative=1e9, peak=1e9),
+            lambda manifest: manifest["preprocess"].update(mean=[0.5, 0.5, 0.5]),
+            lambda manifest: manifest["outputs"].reverse(),
+            lambda manifest: manifest.update(grid=[2, 8]),
+            lambda manifest: manifest.update(input={"name": "frames"}),
+            lambda manifest: manifest.update(states=[{"name": "state_0", "tokens": 1, "channels": 1}]),
+            lambda manifest: manifest["config"].update(max_batch=2),
+            lambda manifest: manifest.pop("contract"),
+        ],
+    )
+    def test_edited_manifest(self, copy: Path, change: Callable[[dict], object]) -> None:
+        manifest = json.loads((copy / "manifest.json").read_text())
+        change(manifest)
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(RuntimeInputError, match=r"manifest\.json: altered since the export; copy it again"):
+            Encoder(copy)
+
+    def test_manifest_of_before_there_was_a_contract(self, copy: Path) -> None:
+        edit(copy, lambda manifest: manifest.pop("contract"))
+        assert Encoder(copy).check()
 
     def test_manifest_of_another_model(self, copy: Path) -> None:
         edit(copy, lambda manifest: manifest["outputs"].reverse())
