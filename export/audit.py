@@ -9,7 +9,7 @@ from somewhere else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,16 @@ def open_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession
 
 
 def measure_ranges(model: onnx.ModelProto, images: np.ndarray, batch: int = 4) -> Ranges:
-    """Smallest and largest value of every floating activation of an fp32 graph, over all `images` as the graph takes them.
+    """`ranges_over` all `images`, (F, ...) as the only input of the graph takes them."""
+    name = model.graph.input[0].name
+    return ranges_over(model, ({name: images[start : start + batch]} for start in range(0, len(images), batch)))
+
+
+def ranges_over(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> Ranges:
+    """Smallest and largest value of every floating activation of an fp32 graph, float inputs included.
+
+    Args:
+        feeds: what the graph's inputs are given, one call after the other.
 
     Raises:
         UserError: an activation is not finite: such a student cannot be calibrated.
@@ -159,10 +168,11 @@ def measure_ranges(model: onnx.ModelProto, images: np.ndarray, batch: int = 4) -
     watched.CopyFrom(model)
     watched.graph.output.extend(value for value in wanted if value.name not in named)
     session = open_session(watched.SerializeToString())
-    source, names = session.get_inputs()[0], [value.name for value in session.get_outputs()]
-    ranges: Ranges = {source.name: (float(images.min()), float(images.max()))} if images.dtype == np.float32 else {}
-    for start in range(0, len(images), batch):
-        for name, value in zip(names, session.run(names, {source.name: images[start : start + batch]})):
+    names = [value.name for value in session.get_outputs()]
+    ranges: Ranges = {}
+    for feed in feeds:
+        given = {name: value for name, value in feed.items() if value.dtype == np.float32}
+        for name, value in {**given, **dict(zip(names, session.run(names, dict(feed))))}.items():
             low, high = float(value.min()), float(value.max())
             if not np.isfinite([low, high]).all():
                 raise UserError(f"the student's tensor {name} is not finite on the calibration frames; train it again")

@@ -1,9 +1,11 @@
 """Where does a variant of a graph go wrong? Every tensor that two exports share, compared in the order of the graph.
 
-Beside `export.parity`, which says that a file is off: two EXPORT folders of one student -> the first tensor beyond a threshold,
-and the steps at which the error grows most. onnxruntime runs both on the golden frames, or on frames of a cache.
+Beside `export.parity`, which says that a file is off: two EXPORT folders of one student, or one and the file of an export that
+was refused -> the first tensor beyond a threshold, and the steps at which the error grows most. onnxruntime runs both on the
+golden frames, or on frames of a cache.
 
     python -m export.bisect EXPORTS/fp32 EXPORTS/int8
+    python -m export.bisect EXPORTS/fp32 EXPORTS/int8.refused.onnx
     python -m export.bisect EXPORTS/fp32 EXPORTS/int8 --run RUN --cache CACHE --threshold 0.05
 
 For an engine on a device Polygraphy does the same: polygraphy run model/student.onnx --trt --onnxrt --trt-outputs mark all
@@ -57,13 +59,12 @@ def bisect(reference: Path | str, variant: Path | str, images: np.ndarray | None
         UserError: no export, an altered file, exports of different runs, sizes or inputs, or graphs without a common tensor.
     """
     reference, variant = Path(reference), Path(variant)
-    manifests = [read_manifest(folder, "export") for folder in (reference, variant)]
-    for folder, manifest in zip((reference, variant), manifests):
-        verify_files(folder, manifest)
-    for what in ("parents", "preprocess", "input"):
-        if manifests[0].get(what) != manifests[1].get(what):
-            raise UserError(f"{variant}: its {what} differ from those of {reference}; compare two exports of one run and size")
-    graphs = [load_model(folder / MODEL) for folder in (reference, variant)]
+    check_comparable(reference, variant)
+    graphs = [load_model(reference / MODEL), load_model(variant / MODEL if variant.is_dir() else variant)]
+    if len(graphs[0].graph.input) > 1:
+        raise UserError(f"{reference}: the step of a student with memory, of which no frames alone can be asked")
+    if (borders := [_borders(graph) for graph in graphs])[0] != borders[1]:
+        raise UserError(f"{variant}: its inputs and outputs are not those of {reference}; compare graphs of one run and size")
     images = golden_images(reference) if images is None else images
     theirs, ours = (all_tensors(graph, images) for graph in graphs)
     errors: dict[str, float] = {}
@@ -79,6 +80,22 @@ def bisect(reference: Path | str, variant: Path | str, images: np.ndarray | None
     if not steps:
         raise UserError(f"{variant}: shares no tensor with {reference}; compare exports made by the same version")
     return steps
+
+
+def check_comparable(reference: Path, variant: Path) -> None:
+    """Raises UserError for an altered export, or two of different runs, sizes or inputs; a bare file says nothing of these."""
+    manifests = [read_manifest(folder, "export") for folder in (reference, *([] if variant.is_file() else [variant]))]
+    for folder, manifest in zip((reference, variant), manifests):
+        verify_files(folder, manifest)
+    for what in ("parents", "preprocess", "input"):
+        if manifests[0].get(what) != manifests[-1].get(what):
+            raise UserError(f"{variant}: its {what} differ from those of {reference}; compare two exports of one run and size")
+
+
+def _borders(model: onnx.ModelProto) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and sizes of inputs and outputs, without the batch."""
+    values = [*model.graph.input, *model.graph.output]
+    return [(value.name, tuple(side.dim_value for side in value.type.tensor_type.shape.dim[1:])) for value in values]
 
 
 def golden_images(export: Path) -> np.ndarray:
@@ -127,7 +144,7 @@ class Arguments:
     reference: Positional[Path]
     """The export that is right, usually fp32."""
     variant: Positional[Path]
-    """The one that is off."""
+    """The one that is off: an export, or the file that a refused one left."""
     run: Path | None = None
     """The run of both; with --cache, unseen frames of that cache are taken instead of the golden ones."""
     cache: Path | None = None

@@ -147,7 +147,9 @@ def judge(export: Path, manifest: dict[str, Any], found: dict[str, Any]) -> None
     if not found["layers"] or found["engine_weights"] is None:
         name = f"{LIBRARIES[0]} {found['version']}"
         raise UserError(f"{export}: the build log of {name} lists no layers or no weights; its format is another one")
-    expected = manifest["structure"].get("attention", {}).get("fusable", 0)
+    if "attention" not in manifest["structure"]:
+        raise UserError(f"{export}: written by an older version, which did not count attention layers; export it again")
+    expected = manifest["structure"]["attention"]["fusable"]
     if precision in ("fp16", "int8_fp16", "fp8_fp16") and found["mha"] != expected:
         text = f"{found['mha']} of {expected} attention layers became one kernel"
         raise UserError(f"{export}: {text}; this student will be slow on the device, choose another one")

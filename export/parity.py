@@ -27,6 +27,10 @@ TOLERANCES: dict[str, dict[str, float]] = {
 Streams = Mapping[str, np.ndarray]
 
 
+class WrongAnswers(UserError):
+    """A file that does not compute what it should; it is worth looking into, so `export.staging` keeps it."""
+
+
 def difference(reference: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """How far `found` is from `reference`, both float (B, N, C): max_abs, relative, peak, mean and worst cosine of tokens.
 
@@ -73,7 +77,7 @@ def check_parity(
         images: batch -> what both functions take; None: normalised float32 (B, 3, H, W) from `probe_images`.
 
     Raises:
-        UserError: a difference above the limits of `precision`, naming stream, batch and both numbers.
+        WrongAnswers: a difference above the limits of `precision`, naming stream, batch and both numbers.
     """
     rows = []
     for batch in batches:
@@ -85,6 +89,6 @@ def check_parity(
                 if not distance[kind] <= limit:
                     text = f"{name} at batch {batch}: {kind} difference {distance[kind]:.2e}, {limit:.0e} allowed"
                     advice = "export with --precision fp32" if precision != "fp32" else "choose another student"
-                    raise UserError(f"the exported file does not compute what the student computes ({text}); {advice}")
+                    raise WrongAnswers(f"the exported file does not compute what the student computes ({text}); {advice}")
             rows.append({"stream": name, "batch": batch, **distance})
     return rows

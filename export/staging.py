@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from export.parity import WrongAnswers
+from export.runtime.manifest import MODEL
 from vega_artifact import MANIFEST, UserError, read_manifest
 
 
@@ -21,7 +23,8 @@ from vega_artifact import MANIFEST, UserError, read_manifest
 def staged_folder(out: Path, kind: str) -> Iterator[Path]:
     """Yield an empty folder; when the block ends without an error it takes the place of `out`.
 
-    Only a missing or empty folder, or an earlier artifact of the same kind, is ever replaced.
+    Only a missing or empty folder, or an earlier artifact of the same kind, is ever replaced. A graph that gave wrong answers
+    is kept beside it for `export.bisect`.
 
     Raises:
         UserError: `out` holds something else, or the disk is full; `out` is then what it was.
@@ -37,6 +40,11 @@ def staged_folder(out: Path, kind: str) -> Iterator[Path]:
         if out.exists():
             os.replace(out, retired)
         os.replace(partial, out)
+    except WrongAnswers as error:
+        kept = out.with_name(f"{out.name}.refused.onnx")
+        os.replace(partial / MODEL, kept)
+        where = f"kept as {kept}; `python -m export.bisect FP32_EXPORT {kept}` shows where it goes wrong"
+        raise WrongAnswers(f"{error}; {where}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{out}: the disk is full; free some space and run the same command again") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,14 @@ import tyro
 from torch import Tensor, nn
 from tyro.conf import Positional
 
+from export.audit import audit, ranges_over
 from export.onnx import EXAMPLE_BATCH, ExportConfig, is_complete, quiet_exporter, torch_streams, wanted_heads, write_golden
-from export.parity import TOLERANCES, Streams, check_parity
-from export.precision import PRECISIONS, to_half
+from export.parity import TOLERANCES, Streams, check_parity, probe_images
+from export.precision import PRECISIONS, typed
 from export.runtime.backends import OnnxRuntimeBackend
-from export.runtime.manifest import MODEL
+from export.runtime.manifest import CONTRACT, MODEL
 from export.staging import check_replaceable, staged_folder
-from export.structure import INPUT, count_layer_norms
+from export.structure import INPUT, count_layer_norms, count_layers
 from vega_artifact import UserError, read_manifest, unknown_name, verify_files, write_manifest
 
 FRAMES = 5  # consecutive frames the parity check runs before it compares
@@ -109,8 +110,8 @@ def write_step(student: Any, folder: Path, config: ExportConfig, run_fingerprint
     shapes = {name: value.shape for name, value in torch_streams(film, np.zeros((1, 3, *size), np.float32)).items()}
     names = wanted_heads(config.heads, list(shapes))
     model = step_to_onnx(student, names, size, config)
-    if config.precision == "fp16":
-        model = to_half(model)
+    ranges = ranges_over(model, steps_of(student, probe_images(EXAMPLE_BATCH, size)))
+    model, facts = typed(model, config.precision, ranges, [])
     structure = check_step(model, student, names, config.opset)
     data = model.SerializeToString(deterministic=True)
     (folder / MODEL).write_bytes(data)
@@ -123,12 +124,14 @@ def write_step(student: Any, folder: Path, config: ExportConfig, run_fingerprint
         config,
         {"run": run_fingerprint},
         files=[MODEL, *write_golden(film, folder, names)],
+        contract=CONTRACT,
         preprocess=asdict(student.preprocess) | {"resize": "bilinear, half-pixel centres, antialias when shrinking"},
         outputs=[{"name": name, "tokens": shapes[name][1], "channels": shapes[name][2]} for name in names],
+        input={"name": INPUT, "type": "float32 (B, 3, H, W), normalised"},
         states=[{"name": f"state_{layer}", "tokens": tokens, "channels": memory} for layer in range(layers)],
         grid=[int(side) for side in student.config.frame.grid],
         tolerances=TOLERANCES[config.precision],
-        structure=structure,
+        structure=structure | audit(model, count_attention(student, names, size), ranges) | facts,
         parity={"backend": backend.name, "frames": FRAMES, "rows": parity},
         seconds=round(time.perf_counter() - started, 2),
     )
@@ -205,6 +208,24 @@ def _border(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | str, ...]]:
 
 def _refusal(text: str) -> UserError:
     return UserError(f"the exported step {text}; choose another backbone (vega-edge list students)")
+
+
+def count_attention(student: Any, names: tuple[str, ...], size: tuple[int, int]) -> dict[str, int]:
+    """Softmax attentions of one step, as `export.structure.count_layers` says."""
+    from timm.utils.model import reparameterize_model
+
+    deployed = reparameterize_model(student).requires_grad_()
+    return count_layers(FirstStep(deployed, names), torch.zeros(1, 3, *size))[1]
+
+
+def steps_of(student: Any, images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """What the graph is given, step by step, while a camera turns and ends at `images`."""
+    before, _ = state_names(student.state_shape[0])
+    state = student.initial_state(len(images))
+    for frame in film_of(images):
+        yield {INPUT: frame} | {name: memory.numpy() for name, memory in zip(before, state)}
+        with torch.inference_mode():
+            _, state = student.step(torch.from_numpy(frame), state)
 
 
 def by_sequence(student: Any, names: tuple[str, ...]) -> Callable[[np.ndarray], Streams]:

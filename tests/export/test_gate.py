@@ -20,6 +20,9 @@ import pytest
 
 from export import export_run
 from export.gate import DEPTHWISE, LIBRARIES, MEMORY, build, check_export, compiler, expected_weights
+from export.onnx import ExportConfig
+from export.streaming import write_step
+from student import StreamingStudent, create_student
 from vega_artifact import UserError, read_manifest, write_manifest
 
 from .graphs import quantized_convolution, small_graph
@@ -171,6 +174,13 @@ class TestRealCompiler:
         attention = read_manifest(out, "export")["structure"]["attention"]["fusable"]
         found = check_export(out)
         assert found["mha"] == attention > 0 and found["types"]["Half"] > found["types"].get("Float", 0)
+
+    def test_the_step_of_a_student_with_memory_becomes_one_kernel_per_attention(self, tmp_path: Path) -> None:
+        frame = create_student("vit_micro", {"fused": 12}, (64, 48), (4, 3))
+        config = ExportConfig(precision="fp16")
+        write_step(StreamingStudent.from_student(frame, memory=16).eval(), tmp_path, config, "0" * 16)
+        found = check_export(tmp_path)
+        assert found["mha"] == len(frame.backbone.model.blocks) and found["types"]["Half"] > found["types"].get("Float", 0)
 
     def test_a_promise_that_the_engine_does_not_keep_is_seen(self, exported: Path, tmp_path: Path) -> None:
         """The float32 file under a manifest that says fp16: nothing fuses."""

@@ -91,6 +91,15 @@ class TestFile:
         assert {(row["stream"], row["batch"]) for row in rows} == {(name, batch) for name in HEADS for batch in (1, 3)}
         assert all(row["relative"] < 1e-5 for row in rows)
 
+    def test_manifest_has_the_audits_of_a_graph_without_memory(self, stream_run: Path, stream_export: Path) -> None:
+        structure = read_manifest(stream_export, "export")["structure"]
+        blocks = len(load_streaming(stream_run).frame.backbone.model.blocks)
+        assert structure["attention"] == {"graph": blocks, "network": blocks, "fusable": blocks}
+        assert len(structure["weights_sha256"]) == 64
+        low, high = structure["ranges"]["state_1"]
+        assert low < 0 < high, "memories of later steps were seen, not the zeros of the first alone"
+        assert structure["ranges"]["images"][1] > 1
+
     def test_a_complete_export_is_reused(self, stream_run: Path, stream_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(streaming, "write_step", None)
         assert export_streaming(stream_run, stream_export) == stream_export
@@ -104,6 +113,7 @@ class TestFile:
         last = whole(stream_run, film)["fused"][:, -1]
         for frames in film:
             found = encoder(frames)["fused"]
+        assert read_manifest(tmp_path / "half", "export")["structure"]["float32_islands"] == []
         error = np.linalg.norm(found - last) / np.linalg.norm(last)
         assert found.dtype == np.float32 and 1e-6 < error < 1e-2
         encoder.check()

@@ -21,6 +21,7 @@ import export.onnx as exporter
 import export.variants as variants
 from export import export_run
 from export.audit import open_session
+from export.bisect import bisect
 from export.onnx import ExportConfig, FromPixels, StreamTuple
 from export.parity import difference
 from export.runtime import Encoder
@@ -110,6 +111,10 @@ def test_a_refused_variant_is_listed_with_its_reason(
     found = export_variants(cached_run, tmp_path, precisions=("fp32", "int8"), cache=cache)
     assert [row["folder"] for row in found["rows"]] == ["fp32"]
     assert "does not compute what the student computes" in found["refused"][0]["why"] and not (tmp_path / "int8").exists()
+    kept = tmp_path / "int8.refused.onnx"
+    assert f"python -m export.bisect FP32_EXPORT {kept}" in found["refused"][0]["why"]
+    steps = bisect(tmp_path / "fp32", kept)
+    assert len(steps) > 50 and 0 < max(step.error for step in steps) < np.inf, "the refused graph can be looked into"
     with pytest.raises(UserError, match="does not compute"):
         export_variants(cached_run, tmp_path / "none", precisions=("int8",), cache=cache)
 
