@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,14 +103,28 @@ def file_cases(folder: Path, request: Request) -> list[Case]:
     """An export on onnxruntime, or an engine."""
     base = open_encoder(folder, "auto" if is_engine(folder) else "onnxruntime", request.threads)
     names = request.wanted(ENGINES if base.description.engine else FILES)
+    opened = partial(file_case, folder, base, request.threads)
+    return [case for name in names for case in at_batches(name, request, partial(opened, name))]
+
+
+def at_batches(name: str, request: Request, open_case: Callable[[int], Case]) -> list[Case]:
+    """The cases of one backend at every batch it takes; the others are left out with a word.
+
+    Raises:
+        RuntimeInputError, UserError: it takes none, and was asked for by name or runs everywhere.
+    """
     cases: list[Case] = []
-    for name in names:
+    refused: dict[int, Exception] = {}
+    for batch in request.batches:
         try:
-            cases += [file_case(folder, base, name, batch, request.threads) for batch in request.batches]
-        except RuntimeInputError as error:  # a driver, but an onnxruntime without CUDA or without its libraries
-            if request.backends is not None or name == "onnxruntime":
-                raise
-            print(f"no {name} row: {error}", file=sys.stderr)
+            cases.append(open_case(batch))
+        except (RuntimeInputError, UserError) as error:  # such as a driver, but an onnxruntime without CUDA's libraries
+            refused[batch] = error
+    if refused and not cases and (request.backends is not None or name == "onnxruntime"):
+        raise next(iter(refused.values()))
+    for reason in dict.fromkeys(map(str, refused.values())):
+        batches = ", ".join(f"b{batch}" for batch, error in refused.items() if str(error) == reason)
+        print(f"no {name} row of {batches}: {reason}", file=sys.stderr)
     return cases
 
 
@@ -118,7 +133,7 @@ def is_engine(folder: Path) -> bool:
     return (folder / "engine.plan").is_file()
 
 
-def file_case(folder: Path, base: Encoder, name: str, batch: int, threads: int) -> Case:
+def file_case(folder: Path, base: Encoder, threads: int, name: str, batch: int) -> Case:
     """One backend at one batch; with the copies to the GPU apart where the backend lets them be."""
     about = base.description
     backend = name.replace("engine", base.backend)
@@ -160,19 +175,14 @@ def torch_cases(folders: Sequence[Path], run: Path, request: Request) -> list[Ca
     from student import load_model
 
     student, base = load_model(run), open_encoder(exports[0], "onnxruntime", request.threads)
-    cases: list[Case] = []
-    for name in request.wanted(TORCH):
-        try:
-            for batch in request.batches:
-                steps = torch_steps.steps(student, base, name)
-                case = Case("student", name, "fp32", frames_of(batch, base.description.size), steps, base.description.size)
-                case.artifact = fingerprint
-                cases.append(case)
-        except UserError as error:
-            if request.backends is not None:
-                raise
-            print(f"no {name} row: {error}", file=sys.stderr)
-    return cases
+    size = base.description.size
+
+    def torch_case(name: str, batch: int) -> Case:
+        steps = torch_steps.steps(student, base, name)
+        return Case("student", name, "fp32", frames_of(batch, size), steps, size, artifact=fingerprint)
+
+    names = request.wanted(TORCH)
+    return [case for name in names for case in at_batches(name, request, partial(torch_case, name))]
 
 
 def frames_of(batch: int, size: tuple[int, int]) -> np.ndarray:

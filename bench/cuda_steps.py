@@ -74,8 +74,16 @@ class BoundSession:
             self._outputs.append(value)
 
     def compute(self, _: None = None) -> None:
-        """Run the model on what was uploaded, and wait."""
-        self._session.run_with_iobinding(self._binding)
+        """Run the model on what was uploaded, and wait; the first run captures the graph.
+
+        Raises:
+            RuntimeInputError: onnxruntime refuses to run or to capture it.
+        """
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's errors share no base class
+            reason = str(error).splitlines()[0]
+            raise RuntimeInputError(f"onnxruntime on {self._device} stopped ({reason}); leave this backend out") from None
         self._binding.synchronize_outputs()
 
     def download(self, _: None = None) -> list[np.ndarray]:

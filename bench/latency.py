@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.cases import BACKENDS, Request, collect
+from bench.cases import BACKENDS, GRAPH, Request, collect
 from bench.device import machine, resident_mib, settings
 from bench.power import Sampler, Source, open_source, throttled
 from bench.scenarios import SCENARIOS, Rules, play
@@ -81,7 +81,7 @@ def measure(
 
 def timed(cases: list[Case], repeats: int, clock: Clock, rules: Rules, source: Source | None) -> dict[str, Any]:
     """Warm up, take turns, play the scenarios; the measured parts of what `measure` returns."""
-    warm_up_all(cases, clock, resident_mib)
+    cases = warmed_up(cases, clock)
     with Sampler(source) as sampler:
         time_cases(cases, repeats, clock)
     return {
@@ -91,6 +91,24 @@ def timed(cases: list[Case], repeats: int, clock: Clock, rules: Rules, source: S
         "conditions": sampler.summary(),
         "scenarios": play(cases, rules, clock, source),
     }
+
+
+def warmed_up(cases: Sequence[Case], clock: Clock) -> list[Case]:
+    """Warm up; a case whose CUDA graph is refused, which nothing but its first call can tell, is left out with a word.
+
+    Raises:
+        RuntimeInputError: another case refuses to run, or none is left.
+    """
+    left: list[Case] = []
+    for case in cases:
+        try:
+            warm_up_all([case], clock, resident_mib)
+            left.append(case)
+        except RuntimeInputError as error:
+            if GRAPH not in case.backend or (case is cases[-1] and not left):
+                raise
+            print(f"no {case.name} row: {error}", file=sys.stderr)
+    return left
 
 
 def table(result: dict[str, Any]) -> str:

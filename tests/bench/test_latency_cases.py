@@ -9,6 +9,7 @@ import ast
 import contextlib
 import shutil
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class TestChoice:
         monkeypatch.setattr(cases, "has_cuda_driver", lambda: True)
         found = collect([exported], None, Request((1,)))
         assert [case.backend for case in found] == ["onnxruntime"]
-        assert "no onnxruntime-cuda row: " in capsys.readouterr().err
+        assert "no onnxruntime-cuda row of b1: " in capsys.readouterr().err
 
     def test_unknown_and_unfitting_backends(self, exported: Path) -> None:
         with pytest.raises(UserError, match="unknown backend 'onxruntime'.*onnxruntime"):
@@ -134,6 +135,12 @@ class TestSteps:
         with contextlib.suppress(RuntimeInputError):  # where there is no GPU
             cuda_steps.session_steps(encoder, graph=False)
         assert loaded == ["cuda"]
+
+    def test_a_session_that_stops_says_so_in_one_sentence(self, encoder: Encoder) -> None:
+        _, upload, compute, *_ = cuda_steps.session_steps(encoder, graph=False, device="cpu")
+        upload(np.zeros((1, 3, 8, 8), np.float32))
+        with pytest.raises(RuntimeInputError, match=r"^onnxruntime on cpu stopped \(.*; leave this backend out$"):
+            compute(None)
 
     def test_torch_eager_and_with_the_copies_apart(self, encoder: Encoder, run: Path, frames: np.ndarray) -> None:
         student = load_model(run)
@@ -206,14 +213,30 @@ class FakeEngine:
 
 
 class FakeEncoder:
+    """An engine's encoder for one frame a call."""
+
+    streaming, backend = False, "tensorrt"
+
     def __init__(self, backend: FakeEngine) -> None:
         self._backend = backend
+        about = {"size": SIZE, "precision": "fp16", "fingerprint": "0" * 16, "max_batch": 1, "engine": {"library": "tensorrt"}}
+        self.description = types.SimpleNamespace(**about)
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
         return frames.astype(np.float32)
 
+    def infer(self, images: np.ndarray) -> list[np.ndarray]:
+        return [images.sum(axis=(1, 2, 3))]
+
     def finish(self, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
         return {"fused": outputs[0]}
+
+
+def put_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, captures: bool = True) -> Path:
+    """A folder that opens as an engine of the stand-ins."""
+    (folder / "engine.plan").write_bytes(b"")
+    monkeypatch.setattr(cases, "open_encoder", lambda *_: FakeEncoder(FakeEngine(captures)))
+    return folder
 
 
 class TestEngine:
@@ -237,6 +260,27 @@ class TestEngine:
         steps = cuda_steps.engine_steps(FakeEncoder(FakeEngine(captures=False)), graph=True)  # type: ignore[arg-type]
         with pytest.raises(RuntimeInputError, match="leave engine\\+graph out"):
             walk(steps, frames)
+
+    def test_a_batch_too_large_for_a_graph_costs_its_own_row_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = put_engine(tmp_path, monkeypatch)
+        for asked in (None, ("engine", "engine+graph")):
+            found = [case.name.split("/", 1)[1] for case in collect([folder], None, Request((1, 4), backends=asked))]
+            assert found == ["tensorrt/fp16/b1", "tensorrt+graph/fp16/b1", "tensorrt/fp16/b4"]
+            assert "no engine+graph row of b4: engine+graph: CUDA graphs need" in capsys.readouterr().err
+        with pytest.raises(RuntimeInputError, match="at most 1 frames per call"):
+            collect([folder], None, Request((4,), backends=("engine", "engine+graph")))
+
+    def test_a_refused_capture_costs_its_own_row_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = put_engine(tmp_path, monkeypatch, captures=False)
+        found = measure(folder, batches=(1,), repeats=2, sensors=lambda: None)
+        assert list(found["samples"]) == ["student_exported/tensorrt/fp16/b1"]
+        assert "no student_exported/tensorrt+graph/fp16/b1 row: engine: it cannot be captured" in capsys.readouterr().err
+        with pytest.raises(UserError, match="it cannot be captured as a CUDA graph"):
+            measure(folder, batches=(1,), repeats=2, backends=("engine+graph",), sensors=lambda: None)
 
 
 def test_what_travels_keeps_to_python_3_10_and_starts_without_our_libraries() -> None:
