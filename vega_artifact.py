@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+IDENTITY = ("kind", "config", "parents", "files")  # fields of every manifest that its fingerprint covers
 MANIFEST = "manifest.json"
 VERSIONED_TOOLS = ("torch", "diffusers", "transformers", "timm", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
@@ -134,6 +135,7 @@ def write_manifest(
     config: Any,
     parents: Mapping[str, str] | None = None,
     files: Iterable[str] = (),
+    contract: Iterable[str] = (),
     **extra: Any,
 ) -> dict[str, Any]:
     """Write `folder/manifest.json` last, so that its presence says the artifact is complete.
@@ -143,14 +145,37 @@ def write_manifest(
         config: the resolved configuration (a dataclass or mapping); part of the fingerprint.
         parents: stage name -> fingerprint of the artifact this one was made from.
         files: names relative to `folder` whose SHA-256 is recorded and later verified.
-        extra: further JSON fields (losses, metrics, index); not part of the fingerprint.
+        contract: names of further fields that readers compute with (such as preprocess); part of the fingerprint, also where
+            `extra` has none of that name.
+        extra: further JSON fields (losses, metrics, index); not part of the fingerprint but for those of the contract.
     """
     folder = Path(folder)
     hashes = {name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(files)}
-    identity = {"kind": kind, "config": canonical(config), "parents": dict(parents or {}), "files": hashes}
-    manifest = {"schema": SCHEMA, **identity, "fingerprint": fingerprint(identity), "versions": tool_versions(), **extra}
+    if names := list(contract):
+        extra["contract"] = names
+    stated = {"kind": kind, "config": canonical(config), "parents": dict(parents or {}), "files": hashes, **extra}
+    manifest = {"schema": SCHEMA, **stated, "fingerprint": fingerprint(identity(stated)), "versions": tool_versions()}
     write_json(folder / MANIFEST, manifest)
     return json.loads((folder / MANIFEST).read_text())
+
+
+def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the fingerprint of a manifest covers: `IDENTITY`, and the fields that its "contract" names.
+
+    Artifacts of before there were contracts have none and stay as they are: their fingerprint still holds.
+    """
+    return {name: manifest.get(name) for name in (*IDENTITY, *manifest.get("contract", ()))}
+
+
+def check_fingerprint(folder: Path | str, manifest: Mapping[str, Any]) -> None:
+    """Refuse an edited manifest: raises UserError unless its fingerprint is that of its content."""
+    try:
+        same = fingerprint(identity(manifest)) == manifest.get("fingerprint")
+    except TypeError:  # a contract that is no list of names
+        same = False
+    if not same:
+        text = "its fingerprint is not that of its content, so it was edited"
+        raise UserError(f"{Path(folder) / MANIFEST}: {text}; make the {manifest.get('kind')} again")
 
 
 def read_manifest(folder: Path | str, kind: str) -> dict[str, Any]:

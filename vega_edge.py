@@ -200,14 +200,10 @@ def check_artifact(folder: Path) -> dict[str, Any]:
     path = folder / vega_artifact.MANIFEST
     claimed = vega_artifact.read_json(path)
     manifest = vega_artifact.read_manifest(folder, str(claimed.get("kind")) if isinstance(claimed, dict) else "artifact")
-    if lacking := [name for name in ("kind", "config", "parents", "files", "fingerprint") if name not in manifest]:
+    if lacking := [name for name in (*vega_artifact.IDENTITY, "fingerprint") if name not in manifest]:
         raise UserError(f"{path}: no {', '.join(lacking)} in it, so it was not written by vega-edge")
     vega_artifact.verify_files(folder, manifest)
-    identity = {name: manifest[name] for name in ("kind", "config", "parents", "files")}
-    if vega_artifact.fingerprint(identity) != manifest["fingerprint"]:
-        raise UserError(
-            f"{path}: its fingerprint is not that of its content, so it was edited; make the {manifest['kind']} again"
-        )
+    vega_artifact.check_fingerprint(folder, manifest)
     return manifest
 
 

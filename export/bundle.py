@@ -18,7 +18,16 @@ from typing import Any
 
 from export.device.archive import KIND, ROOT, SUMS, check_bundle, manifest_text, sums_text, unpack_bundle
 from export.runtime.manifest import PIXELS, SAFE_NAME
-from vega_artifact import MANIFEST, SCHEMA, UserError, atomic_write, fingerprint, read_manifest, verify_files
+from vega_artifact import (
+    MANIFEST,
+    SCHEMA,
+    UserError,
+    atomic_write,
+    check_fingerprint,
+    fingerprint,
+    read_manifest,
+    verify_files,
+)
 
 __all__ = ["check_bundle", "unpack_bundle", "write_bundle"]
 
@@ -48,7 +57,7 @@ def write_bundle(export: Path | str, out: Path | str) -> Path:
         `out` as a path.
 
     Raises:
-        UserError: no export, an altered file, an unsafe file name in its manifest, or `out` not named .tar.gz.
+        UserError: no export, an altered file or manifest, an unsafe file name in its manifest, or `out` not named .tar.gz.
     """
     export, out = Path(export), Path(out)
     if not out.name.endswith(".tar.gz"):
@@ -58,6 +67,7 @@ def write_bundle(export: Path | str, out: Path | str) -> Path:
         if not SAFE_NAME.fullmatch(name):
             raise UserError(f"{export / MANIFEST}: file name {name!r} is not a plain name; export the run again")
     verify_files(export, manifest)
+    check_fingerprint(export, manifest)
     entries = {f"model/{name}": (export / name).read_bytes() for name in [MANIFEST, *manifest["files"]]}
     entries |= {name: (REPOSITORY / name).read_bytes() for name in carried_code()}
     entries |= {name: (DEVICE / source).read_bytes() for name, source in SAMPLES.items()}

@@ -30,12 +30,12 @@ from export.golden import golden_frames, torch_streams, write_golden
 from export.int8 import weighted_nodes
 from export.parity import TOLERANCES, check_parity, probe_images
 from export.precision import CALIBRATED, KNOWN, PRECISIONS, Probes, score, typed
-from export.runtime.manifest import MODEL
+from export.runtime.manifest import CONTRACT, MODEL
 from export.runtime.preprocess import preprocess
 from export.sizes import at_size
 from export.staging import check_replaceable, staged_folder
 from export.structure import INPUT, PIXELS, check_structure, count_layer_norms, count_layers
-from vega_artifact import UserError, canonical, read_manifest, unknown_name, verify_files, write_manifest
+from vega_artifact import UserError, canonical, check_fingerprint, read_manifest, unknown_name, verify_files, write_manifest
 
 EXAMPLE_BATCH = 2  # the batch of the example; torch.export would specialise on 1
 
@@ -201,6 +201,7 @@ def is_complete(out: Path, config: ExportConfig, run_fingerprint: str) -> bool:
     try:
         manifest = read_manifest(out, "export")
         verify_files(out, manifest)
+        check_fingerprint(out, manifest)
     except UserError:  # nothing there yet, or damaged: made again either way
         return False
     return manifest["config"] == canonical(config) and manifest["parents"] == {"run": run_fingerprint}
@@ -250,6 +251,7 @@ def write_export(
         config,
         {"run": run_fingerprint},
         files=[MODEL, *write_golden(traced.student, folder, traced.names, golden)],
+        contract=CONTRACT,
         preprocess=asdict(traced.student.preprocess) | {"resize": "bilinear, half-pixel centres, antialias when shrinking"},
         input={"name": border, "type": "uint8 (B, H, W, 3)" if config.pixels else "float32 (B, 3, H, W), normalised"},
         outputs=[{"name": name, "tokens": traced.shapes[name][1], "channels": traced.shapes[name][2]} for name in traced.names],

@@ -21,9 +21,9 @@ from export.runtime import RuntimeInputError
 from export.runtime.cuda import Gpu, find_gpu
 from export.runtime.encoder import open_encoder
 from export.runtime.engine import import_tensorrt as import_any_tensorrt
-from export.runtime.manifest import ENGINE, INPUT, MODEL, PIXELS, SAFE_NAME
+from export.runtime.manifest import CONTRACT, ENGINE, INPUT, MODEL, PIXELS, SAFE_NAME
 from export.staging import staged_folder
-from vega_artifact import UserError, atomic_write, file_sha256, read_manifest, verify_files, write_manifest
+from vega_artifact import UserError, atomic_write, check_fingerprint, file_sha256, read_manifest, verify_files, write_manifest
 
 MEMORY = Path("/proc/meminfo")
 
@@ -88,12 +88,13 @@ def build_engine(
         `layers` counts those that can run on it.
 
     Raises:
-        UserError: no export, no TensorRT, a batch outside the range, too little memory, a graph TensorRT refuses (its words
-            are passed on), or an engine that does not compute what torch computed; then nothing is written.
+        UserError: no export, an edited one, no TensorRT, a batch outside the range, too little memory, a graph TensorRT refuses
+            (its words are passed on), or an engine that does not compute what torch computed; then nothing is written.
     """
     export, out, options = Path(export), Path(out), options or BuildOptions()
     manifest = read_manifest(export, "export")
     verify_files(export, manifest)
+    check_fingerprint(export, manifest)
     check_options(options, manifest)
     batches = check_batches(export, manifest, best_batch, largest_batch, options.dla)
     trt, gpu = import_tensorrt(), find_gpu()
@@ -222,9 +223,9 @@ def write_engine(folder: Path, plan: bytes, config: EngineConfig, export: Path, 
     (folder / ENGINE).write_bytes(plan)
     for name in golden:
         shutil.copyfile(export / name, folder / name)
-    kept = {key: manifest[key] for key in ("preprocess", "outputs", "grid", "tolerances", "states", "input") if key in manifest}
+    kept = {key: manifest[key] for key in CONTRACT if key in manifest}
     parents = {"export": manifest["fingerprint"]}
-    write_manifest(folder, "engine", config, parents, [ENGINE, *golden], **kept, **extra)
+    write_manifest(folder, "engine", config, parents, [ENGINE, *golden], CONTRACT, **kept, **extra)
 
 
 def self_test(folder: Path, out: Path, gpu: Gpu | None) -> dict[str, Any]:

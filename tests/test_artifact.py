@@ -122,6 +122,26 @@ class TestManifest:
         (artifact / "weights.bin").write_bytes(b"012345678X")
         assert again(Config()) != first
 
+    def test_fields_of_the_contract_are_part_of_the_fingerprint(self, artifact: Path) -> None:
+        def written(**extra: object) -> dict:
+            return write_manifest(artifact, "run", Config(), contract=("mean", "states"), seconds=1, **extra)
+
+        first = written(mean=[0.5])
+        assert written(mean=[0.5])["fingerprint"] == first["fingerprint"] != written(mean=[0.4])["fingerprint"]
+        vega_artifact.check_fingerprint(artifact, first | {"seconds": 2})
+        without = {name: value for name, value in first.items() if name != "contract"}
+        for edited in (first | {"mean": [0.4]}, first | {"states": []}, without, first | {"contract": 5}):
+            with pytest.raises(UserError, match=r"manifest\.json: .* it was edited; make the run again"):
+                vega_artifact.check_fingerprint(artifact, edited)
+
+    def test_without_a_contract_the_fingerprint_is_what_it_always_was(self, artifact: Path) -> None:
+        """Runs and caches on disk were written so."""
+        manifest = read_manifest(artifact, "run")
+        assert "contract" not in manifest
+        fields = {name: manifest[name] for name in ("kind", "config", "parents", "files")}
+        assert manifest["fingerprint"] == vega_artifact.fingerprint(fields)
+        vega_artifact.check_fingerprint(artifact, manifest)
+
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"manifest\.json: missing.*no finished cache"):
             read_manifest(tmp_path / "nowhere", "cache")

@@ -175,6 +175,14 @@ class TestVerify:
         (run / "manifest.json").write_text(json.dumps(manifest))
         assert "fingerprint" in refusal(["verify", str(run)], capsys)
 
+    def test_edited_contract(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        vega_artifact.write_manifest(tmp_path, "export", {}, contract=("preprocess",), preprocess={"mean": [0.5]})
+        assert vega_edge.main(["verify", str(tmp_path)]) == 0
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        manifest["preprocess"]["mean"] = [0.4]
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        assert "so it was edited; make the export again" in refusal(["verify", str(tmp_path)], capsys)
+
     @pytest.mark.parametrize(
         "text", ["{}", "[]", '{"schema": 1}', '{"schema": 1, "kind": "run"}', '{"schema": 1, "kind": 7, "files": 3}']
     )

@@ -19,6 +19,7 @@ KINDS = ("export", "engine")
 MODEL = "student.onnx"
 ENGINE = "engine.plan"
 BOUND = ("library", "version", "gpu", "sm", "processors", "onnx", "any_gpu", "any_version", "strip", "dla")  # of its config
+CONTRACT = ("preprocess", "input", "outputs", "states", "grid", "tolerances")  # what is computed with: fingerprinted
 INPUT = "images"  # normalised float32 (B, 3, H, W)
 PIXELS = "frames"  # instead of it, when the graph normalises by itself: uint8 (B, H, W, 3)
 REBUILD = "`vega-edge build EXPORT --out ENGINE` (in a bundle: `python3 -m export.device build`)"
@@ -84,8 +85,9 @@ class Description:
         except OSError as error:
             raise RuntimeInputError(f"{path}: cannot be read ({error.strerror}); copy the whole folder again") from None
         if hashlib.sha256(data).hexdigest() != self.hashes[name]:
-            again = f"build it again: {REBUILD}" if self.engine else "copy the export again"
-            raise RuntimeInputError(f"{path}: not the file that was exported (truncated or altered); {again}")
+            raise RuntimeInputError(
+                f"{path}: not the file that was exported (truncated or altered); {_again(bool(self.engine))}"
+            )
         return data
 
 
@@ -93,7 +95,8 @@ def read_description(folder: Path | str) -> Description:
     """Read and check `folder/manifest.json`.
 
     Raises:
-        RuntimeInputError: no manifest, broken JSON, another schema, another kind of artifact, or a missing or odd field.
+        RuntimeInputError: no manifest, broken JSON, another schema, another kind of artifact, one that was edited, or a missing
+            or odd field.
     """
     path = Path(folder) / "manifest.json"
     try:
@@ -107,17 +110,25 @@ def read_description(folder: Path | str) -> Description:
         kind = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
         advice = "give the folder `vega-edge export` or `vega-edge build` wrote"
         raise RuntimeInputError(f"{path}: an export of schema {SCHEMA} expected, found {kind!r}; {advice}")
-    if manifest["kind"] == "engine" and _identity(manifest) != manifest.get("fingerprint"):  # it says where the engine may run
-        raise RuntimeInputError(f"{path}: altered since the engine was built; build it again: {REBUILD}")
     try:
+        if _fingerprint(manifest) != manifest.get("fingerprint"):
+            raise RuntimeInputError(f"{path}: altered since it was written; {_again(manifest['kind'] == 'engine')}")
         return _describe(Path(folder), manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RuntimeInputError(f"{path}: field missing or odd ({error}); export the run again") from None
 
 
-def _identity(manifest: dict[str, Any]) -> str:
-    """The fingerprint an artifact with these contents has: 16 digits of the SHA-256 of its canonical JSON."""
-    identity = {key: manifest.get(key) for key in ("kind", "config", "parents", "files")}
+def _again(engine: bool) -> str:
+    return f"build it again: {REBUILD}" if engine else "copy the export again"
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    """The fingerprint an artifact with these contents has: 16 digits of the SHA-256 of its canonical JSON.
+
+    It covers the fields named in "contract", which manifests of before there was one lack: those are opened as they are.
+    """
+    covered = ("kind", "config", "parents", "files", *manifest.get("contract", ()))
+    identity = {key: manifest.get(key) for key in covered}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

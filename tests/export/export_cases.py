@@ -10,7 +10,7 @@ import torch
 
 from student import create_student
 from student.checkpoint import WEIGHTS, config_to_json, save_weights
-from vega_artifact import fingerprint, write_manifest
+from vega_artifact import fingerprint, identity, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS = {"fused": 24, "generative": 16}
@@ -33,5 +33,5 @@ def edit(folder: Path, change: Callable[[dict], object]) -> None:
     """Change the manifest of an artifact and its fingerprint with it, as if it had been written so."""
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    manifest["fingerprint"] = fingerprint({name: manifest[name] for name in ("kind", "config", "parents", "files")})
+    manifest["fingerprint"] = fingerprint(identity(manifest))
     (folder / "manifest.json").write_text(json.dumps(manifest))

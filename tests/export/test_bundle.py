@@ -224,6 +224,11 @@ def test_bad_input(exported: Path, run: Path, tmp_path: Path) -> None:
     (copy / "student.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match="content differs"):
         write_bundle(copy, tmp_path / "student.tar.gz")
+    edited = Path(shutil.copytree(exported, tmp_path / "edited"))
+    text = (edited / "manifest.json").read_text()
+    (edited / "manifest.json").write_text(text.replace('"peak": 0.0001', '"peak": 1000.0'))
+    with pytest.raises(UserError, match=r"edited/manifest.json: .* so it was edited; make the export again"):
+        write_bundle(edited, tmp_path / "student.tar.gz")
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["files"]["../outside"] = {"sha256": "", "bytes": 0}
     (copy / "manifest.json").write_text(json.dumps(manifest))

@@ -6,7 +6,6 @@ python -m pytest tests/export/test_device.py
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import sys
@@ -30,6 +29,7 @@ from export.runtime import Encoder, RuntimeInputError
 from export.runtime.manifest import read_description
 from vega_artifact import UserError
 
+from .export_cases import edit
 from .fake_tensorrt import install
 
 
@@ -243,9 +243,7 @@ class TestCommands:
     ) -> None:
         install(monkeypatch)
         build_engine("model", "engine")
-        manifest = json.loads(Path("model/manifest.json").read_text())
-        manifest["files"]["student.onnx"]["sha256"] = "0" * 64
-        Path("model/manifest.json").write_text(json.dumps(manifest))
+        edit(Path("model"), lambda manifest: manifest["files"]["student.onnx"].update(sha256="0" * 64))
         assert main(["install_check"]) == 2
         assert "engine: built from another model than model; run `python3 -m export.device build`" in capsys.readouterr().err
 
@@ -283,9 +281,7 @@ class TestTriton:
 
     def test_memory_travels_with_the_request(self, exported: Path, tmp_path: Path) -> None:
         copy = Path(shutil.copytree(exported, tmp_path / "copy"))
-        manifest = json.loads((copy / "manifest.json").read_text())
-        manifest["states"] = [{"name": "state_0", "tokens": 16, "channels": 8}]
-        (copy / "manifest.json").write_text(json.dumps(manifest))
+        edit(copy, lambda manifest: manifest.update(states=[{"name": "state_0", "tokens": 16, "channels": 8}]))
         text = (write_repository(copy, tmp_path / "models") / "config.pbtxt").read_text()
         assert '{ name: "state_0" data_type: TYPE_FP32 dims: [16, 8] }' in text
         assert '{ name: "next_state_0" data_type: TYPE_FP32 dims: [16, 8] }' in text

@@ -129,11 +129,19 @@ class TestAltered:
         with pytest.raises(RuntimeInputError, match=r"engine\.plan: not the file .* build it again"):
             Encoder(engine)
 
-    def test_sidecar(self, machine: Machine, engine: Path) -> None:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda manifest: manifest["config"].update(sm="9.0"),
+            lambda manifest: manifest["tolerances"].update(relative=1e9, peak=1e9),
+            lambda manifest: manifest["preprocess"].update(mean=[0.4, 0.5, 0.5]),
+        ],
+    )
+    def test_sidecar(self, machine: Machine, engine: Path, change: Callable[[dict], object]) -> None:
         manifest = json.loads((engine / "manifest.json").read_text())
-        manifest["config"]["sm"] = "9.0"
+        change(manifest)
         (engine / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(RuntimeInputError, match=r"manifest\.json: altered since the engine was built; build it again"):
+        with pytest.raises(RuntimeInputError, match=r"manifest\.json: altered since it was written; build it again"):
             Encoder(engine)
 
     def test_plan_that_tensorrt_cannot_load(self, machine: Machine, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

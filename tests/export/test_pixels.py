@@ -21,6 +21,7 @@ from export.runtime import Encoder, RuntimeInputError
 from export.runtime.backends import tensorrt_options
 from export.runtime.manifest import read_description
 
+from .export_cases import edit
 from .fake_tensorrt import install
 
 
@@ -48,10 +49,9 @@ def pixels(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "golden_frames.npy", frames := rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
     for name, value in Encoder(exported)(frames).items():
         np.save(folder / f"golden_{name}.npy", value)
-    for name in manifest["files"]:
-        manifest["files"][name]["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        manifest["files"][name]["bytes"] = (folder / name).stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"input": {"name": "frames"}}))
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in manifest["files"]}
+    files = {name: {"sha256": digest, "bytes": (folder / name).stat().st_size} for name, digest in sums.items()}
+    edit(folder, lambda changed: changed.update(files=files, input={"name": "frames"}))
     return folder
 
 

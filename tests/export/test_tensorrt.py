@@ -229,6 +229,11 @@ def test_bad_input(exported: Path, run: Path, tmp_path: Path) -> None:
         build_engine(exported, tmp_path / "engine", best_batch=4, largest_batch=2)
     with pytest.raises(UserError, match="a export expected"):
         build_engine(run, tmp_path / "engine")
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"peak": 0.0001', '"peak": 1000.0'))
+    with pytest.raises(UserError, match=r"copy/manifest.json: .* so it was edited; make the export again"):
+        build_engine(copy, tmp_path / "engine")
 
 
 def test_golden_files_are_copied_and_nothing_else(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
