@@ -2,7 +2,7 @@
 
 Beside `bench.latency`: A.json and B.json -> rows. Calls in a row resemble one another, so blocks of them are resampled; within
 one file the rounds are shared by all rows and resampled together, so that what disturbed a round cancels. Between two files
-the interval knows nothing of what differed between the two occasions; machines and settings that differ are therefore named.
+the interval knows nothing of what differed between the two occasions: machines, settings and versions that differ are named.
 
     vega-edge bench compare A.json B.json
     vega-edge bench compare A.json            # within A, per batch: every row against the first
@@ -24,13 +24,14 @@ from vega_artifact import UserError, read_json
 DRAWS = 2000
 LEVEL = 0.95
 SETTINGS = ("device", "gpu", "driver", "jetpack", "power_mode", "governor", "threads", "cores")
+TOOLS = ("python", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "cuda", "tensorrt", "tensorrt_rtx")
 BUSIER = 0.5  # cores: a difference in the load average that may by itself make a difference in latency
 WHOLE = ("pre_ms", "infer_ms", "post_ms")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One file of `vega-edge bench latency`: case -> float64 (n) milliseconds of whole calls; the machine; remarks."""
+    """One file of `vega-edge bench latency`: case -> float64 (n) milliseconds of whole calls; machine, versions; remarks."""
 
     path: Path
     calls: dict[str, np.ndarray]
@@ -50,7 +51,7 @@ def read(path: Path) -> Measured:
         calls = {name: np.sum([record[stage] for stage in WHOLE], axis=0) for name, record in samples.items()}
         restless = frozenset(name for name, record in samples.items() if not record["settled"])
         usable = bool(calls) and all(values.ndim == 1 and (values > 0).all() and len(values) for values in calls.values())
-        machine = dict(found["machine"])
+        machine = {**found["machine"].get("versions", {}), **found["machine"]}
     except (KeyError, TypeError, ValueError, AttributeError):
         usable = False
     if not usable:
@@ -83,8 +84,8 @@ def compare(first: Path, second: Path | None = None, draws: int = DRAWS, seed: i
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What was not the same on the two occasions: settings, and how busy the machine was, by more than half a core."""
-    found = {name: [a.get(name), b.get(name)] for name in SETTINGS if a.get(name) != b.get(name)}
+    """What was not the same on the two occasions: settings, versions, and how busy it was, by more than half a core."""
+    found = {name: [a.get(name), b.get(name)] for name in (*SETTINGS, *TOOLS) if a.get(name) != b.get(name)}
     loads = [machine["load_1min"] for machine in (a, b) if machine.get("load_1min") is not None]
     if len(loads) == 2 and abs(loads[0] - loads[1]) > BUSIER:
         found["load_1min"] = loads

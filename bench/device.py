@@ -1,21 +1,28 @@
-"""Which machine this is and how it is set: processor, board, JetPack, power mode, clocks' governor, memory in use.
+"""Which machine this is, how it is set and what runs on it: processor, board, JetPack, power mode, versions, memory in use.
 
 Stands beside the chain: every measurement carries it, because a latency without its power mode is not reproducible. Travels
-in the device bundle, hence Python 3.10 and no library at all.
+in the device bundle, hence Python 3.10 and no library but numpy.
 
     python -m bench.device
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from export.runtime.backends import TENSORRT_LIBRARY, has_cuda_driver
+from export.runtime.cuda import RUNTIMES
+from export.runtime.engine import MODULES
+from vega_artifact import tool_versions
 
 L4T_RELEASE = re.compile(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")  # first line of /etc/nv_tegra_release
 # Exact releases from NVIDIA's JetPack archive; a release that is not here is reported by its L4T number alone, never guessed.
@@ -37,7 +44,7 @@ Command = Callable[[Sequence[str]], str]
 
 
 def machine() -> dict[str, Any]:
-    """Name of the processor (or the board), cores this process may use, load, system and versions."""
+    """Name of the processor (or the board), cores this process may use, load, system and Python."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
@@ -49,6 +56,35 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the tools that can change a latency; to be asked after the measurement.
+
+    Packages as they are installed; "cuda", "tensorrt" and "tensorrt_rtx" only beside a GPU's driver, and as this process loaded
+    them: what merely lies on the disk changed no number.
+    """
+    found = tool_versions()
+    if not has_cuda_driver():
+        return found
+    for library in filter(None, map(loaded_library, RUNTIMES)):
+        number = ctypes.c_int()
+        if library.cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
+            found.setdefault("cuda", f"{number.value // 1000}.{number.value % 1000 // 10}")
+    modules = {name: getattr(sys.modules.get(name), "__version__", None) for name in MODULES}
+    found |= {name: str(version) for name, version in modules.items() if version}
+    if (library := loaded_library(TENSORRT_LIBRARY)) is not None:  # by onnxruntime's provider; 10.3.0 says 100300
+        number = library.getInferLibVersion()
+        found.setdefault("tensorrt", f"{number // 10000}.{number // 100 % 100}.{number % 100}")
+    return found
+
+
+def loaded_library(name: str) -> Any | None:
+    """A shared library this process has loaded already; None where it has not."""
+    try:
+        return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except (OSError, AttributeError):  # AttributeError: systems without this mode
+        return None
 
 
 def device_name(model: Path = Path("/proc/device-tree/model"), cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -121,4 +157,4 @@ def run_command(words: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps({**machine(), **settings()}, indent=2))
+    print(json.dumps({**machine(), **settings(), "versions": versions()}, indent=2))

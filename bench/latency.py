@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import BACKENDS, GRAPH, Request, collect
-from bench.device import machine, resident_mib, settings
+from bench.device import machine, resident_mib, settings, versions
+from bench.nvml import Nvml
 from bench.power import Sampler, Source, open_source, throttled
 from bench.scenarios import SCENARIOS, Rules, play
 from bench.timing import COPIED, STAGES, Case, Clock, time_cases, warm_up_all
@@ -50,9 +51,10 @@ def measure(
         rules: scenarios to play after the turns. sensors: opens what tells watts, clocks and temperatures.
 
     Returns:
-        {"latency": rows of report.json, "stages": case -> stage -> percentiles, "machine": {...}, "samples": case -> raw
-        milliseconds, "conditions": what `bench.power` saw meanwhile, "scenarios": rows, "memory": {...}}; a case is named
-        model/backend/precision/bBATCH, with @HEIGHTxWIDTH behind it where artifacts of several sizes are compared.
+        {"latency": rows of report.json, "stages": case -> stage -> percentiles, "machine": {..., "versions": of tools},
+        "samples": case -> raw milliseconds, "conditions": what `bench.power` saw meanwhile, "scenarios": rows, "memory":
+        {"peak_mib": of this process, "gpu_before_mib", "gpu_mib": in use on the whole GPU before and after; None: not told}};
+        a case is named model/backend/precision/bBATCH, with @HEIGHTxWIDTH behind it where sizes differ.
 
     Raises:
         UserError: no such artifact, a run that is not its parent, an unknown backend or one that cannot run here, two
@@ -69,14 +71,21 @@ def measure(
             stack.enter_context(torch_steps.threads(threads))
         if (source := sensors()) is not None:
             stack.callback(source.close)
+        before = gpu_mib(source)
         try:
             cases = collect(paths, None if run is None else Path(run), request)
             found = timed(cases, repeats, clock, rules or Rules(), source)
         except RuntimeInputError as error:
             raise UserError(str(error)) from None
-        told = {**machine(), **settings(), **(source.settings() if source else {})}
+        told = {**machine(), **settings(), **(source.settings() if source else {}), "versions": versions()}
+        memory = {"peak_mib": resident_mib("VmHWM"), "gpu_before_mib": before, "gpu_mib": gpu_mib(source)}
     parts = sorted({case.artifact for case in cases})
-    return {**found, "machine": {**told, "threads": threads, "artifacts": parts}, "memory": {"peak_mib": resident_mib("VmHWM")}}
+    return {**found, "machine": {**told, "threads": threads, "artifacts": parts}, "memory": memory}
+
+
+def gpu_mib(source: Source | None) -> float | None:
+    """Memory in use on the whole GPU in MiB; None where no NVML tells."""
+    return source.used_mib() if isinstance(source, Nvml) else None
 
 
 def timed(cases: list[Case], repeats: int, clock: Clock, rules: Rules, source: Source | None) -> dict[str, Any]:

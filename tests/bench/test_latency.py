@@ -8,13 +8,16 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from bench.latency import main, measure, table
+from bench.nvml import Nvml
 from bench.scenarios import Rules, play
 from bench.schema import ROWS, check_rows
 from bench.sensors import Reading
@@ -131,6 +134,17 @@ class FakeSource:
         self.closed = True
 
 
+class FakeGpu(FakeSource, Nvml):
+    """One that NVML reads: 100 MiB in use at first, 900 MiB later."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        super().__init__(machine)
+        self.used = iter([100.0, 900.0])
+
+    def used_mib(self) -> float:
+        return next(self.used)
+
+
 class TestScenarios:
     def test_single_stream_ends_when_both_minima_are_reached(self) -> None:
         machine = FakeMachine()
@@ -194,6 +208,18 @@ class TestMeasurement:
         ]
         assert result["memory"]["peak_mib"] > 1
         assert "offline student/torch/fp32/b2" in table(result) and "frames/s" in table(result)
+
+    def test_versions_are_written_down(self, result: dict) -> None:
+        versions = result["machine"]["versions"]
+        assert versions["numpy"] == np.__version__ and versions["torch"] == metadata.version("torch")
+        assert onnxruntime.__version__ in (versions.get("onnxruntime"), versions.get("onnxruntime-gpu"))
+
+    def test_memory_of_the_gpu_is_told_by_nvml_alone(self, result: dict, exported: Path) -> None:
+        assert result["memory"].keys() == {"peak_mib", "gpu_before_mib", "gpu_mib"}
+        found = measure(exported, batches=(1,), repeats=1, sensors=lambda: FakeGpu(FakeMachine()))
+        assert (found["memory"]["gpu_before_mib"], found["memory"]["gpu_mib"]) == (100.0, 900.0)
+        found = measure(exported, batches=(1,), repeats=1, sensors=lambda: FakeSource(FakeMachine()))
+        assert found["memory"]["gpu_mib"] is None
 
     def test_a_source_is_told_of_and_closed(self, exported: Path) -> None:
         source = FakeSource(FakeMachine())

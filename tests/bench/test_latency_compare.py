@@ -35,6 +35,9 @@ def noisy(middle: float, seed: int = 0, count: int = 60) -> np.ndarray:
     return middle * np.exp(0.05 * np.random.default_rng(seed).standard_normal(count))
 
 
+OTHER = '{"samples": {"a": {"settled": true, "pre_ms": [1], "infer_ms": [1], "post_ms": [1]}}, "machine": {"versions": 3}}'
+
+
 class TestCompare:
     def test_two_files(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         name = "student_exported/onnxruntime/fp32/b1"
@@ -47,6 +50,15 @@ class TestCompare:
         assert found["differs"] == {"power_mode": ["15W (0)", "MAXN (2)"]}
         printed = capsys.readouterr().out
         assert "b faster" in printed and "differs: power_mode: 15W (0) in a, MAXN (2) in b" in printed
+
+    def test_an_upgrade_is_told(self, tmp_path: Path) -> None:
+        calls = {"m/x/fp32/b1": noisy(1)}
+        old, new = {"onnxruntime": "1.22.0", "numpy": "2.0.0"}, {"onnxruntime": "1.23.0", "numpy": "2.0.0", "cuda": "12.6"}
+        a, b = (measured(tmp_path / name, calls, versions=tools) for name, tools in (("a.json", old), ("b.json", new)))
+        found = compare(a, b)
+        assert found["differs"] == {"onnxruntime": ["1.22.0", "1.23.0"], "cuda": [None, "12.6"]}
+        assert "differs: onnxruntime: 1.22.0 in a, 1.23.0 in b" in text(found)
+        assert compare(a, a)["differs"] == {}
 
     def test_a_busier_machine_is_told(self, tmp_path: Path) -> None:
         calls = {"m/x/fp32/b1": noisy(1)}
@@ -89,7 +101,9 @@ class TestCompare:
         names = ["m/x/fp32/b1@32x32", "m/x/fp32/b1@64x64", "m/y/fp32/b1@32x32"]
         assert within(names) == [("m/x/fp32/b1@32x32", "m/y/fp32/b1@32x32")]
 
-    @pytest.mark.parametrize("content", ["[]", "{}", '{"samples": {"a": {}}, "machine": {}}', '{"samples": {}, "machine": {}}'])
+    @pytest.mark.parametrize(
+        "content", ["[]", "{}", '{"samples": {"a": {}}, "machine": {}}', '{"samples": {}, "machine": {}}', OTHER]
+    )
     def test_other_files_are_refused(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(UserError, match=r"x.json: holds no raw samples of latency; write it with"):

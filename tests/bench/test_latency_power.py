@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import power
-from bench.device import device_name, l4t_version, machine, power_mode, resident_mib, settings
+from bench import device, power
+from bench.device import device_name, l4t_version, loaded_library, machine, power_mode, resident_mib, settings, versions
 from bench.nvml import Nvml
 from bench.power import Sample, Sampler, summarise, throttled
 from bench.sensors import Board, Reading, Tegrastats, parse_tegrastats
@@ -253,6 +255,31 @@ class TestDevice:
         tree = {"etc/nv_tegra_release": "# R99 (release), REVISION: 1.0, GCID: 1"}
         assert settings(write_tree(tmp_path, tree), lambda words: "") == {"l4t": "99.1.0"}
         assert settings(tmp_path / "empty") == {} and l4t_version("") is None and power_mode("NVPMWARN") is None
+
+    def test_libraries_of_a_gpu_count_as_they_were_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Cudart:
+            @staticmethod
+            def cudaRuntimeGetVersion(number: Any) -> int:
+                number._obj.value = 12060
+                return 0
+
+        infer = types.SimpleNamespace(getInferLibVersion=lambda: 100300)
+        loaded = {"libcudart.so.12": Cudart, "libnvinfer.so.10": infer}
+        monkeypatch.setattr(device, "loaded_library", loaded.get)
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", types.SimpleNamespace(__version__="1.4.0"))
+        monkeypatch.setattr(device, "has_cuda_driver", lambda: False)
+        assert not {"cuda", "tensorrt", "tensorrt_rtx"} & versions().keys()
+        monkeypatch.setattr(device, "has_cuda_driver", lambda: True)
+        found = versions()
+        assert (found["cuda"], found["tensorrt"], found["tensorrt_rtx"]) == ("12.6", "10.3.0", "1.4.0")
+        monkeypatch.setattr(device, "loaded_library", lambda _: None)
+        assert not {"cuda", "tensorrt"} & versions().keys()
+
+    def test_a_library_is_found_only_once_it_was_loaded(self) -> None:
+        assert loaded_library("libcudart.so.99") is None
+        if sys.platform == "linux":
+            assert loaded_library("libc.so.6") is not None
 
     def test_memory_of_this_process(self, tmp_path: Path) -> None:
         assert resident_mib("VmHWM") >= resident_mib() > 1
