@@ -1,8 +1,9 @@
-"""GPU checks of the teacher: one command, under ten minutes, true Wan2.1-1.3B configuration, random weights.
+"""GPU checks: one command, under ten minutes; the teacher in the true Wan2.1-1.3B configuration with random weights, a student.
 
 A leaf of the chain: writes a folder of kind "bench" with the measurements and the verdicts, named after the machine.
 
     python -m bench.gpu --out results/h200
+    python -m bench.gpu --out results/h200-student --parts student
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import gpu_student, latency, train_speed
 from bench.reference import TEXT_ROWS, WAN_1_3B
 from bench.teacher import Settings, measure, synchronise, table
-from vega_artifact import UserError, write_json, write_manifest
+from vega_artifact import UserError, unknown_name, write_json, write_manifest
 
 SIZES = ((480, 832), (720, 1280))
 WANTED_RATIO = 2.5
 WANTED_SHARE = 0.45
-RESULT = "teacher.json"
+WANTED_LOOP = 0.90  # of the rate of forward and backward alone
+PARTS = ("teacher", "student")
 MATRIX = 8192  # side of the square product that gives the machine's bfloat16 rate: large enough to be bound by arithmetic
 
 
@@ -85,15 +90,35 @@ def matmul_rate(device: torch.device, side: int = MATRIX, repeats: int = 20) -> 
     return 2 * side**3 / statistics.median(seconds)
 
 
-def run(out: Path, frames: int, repeats: int, compile: bool) -> list[Check]:
-    """Measure every size, print the tables, write the folder.
+def run(out: Path, frames: int, repeats: int, compile: bool, parts: Sequence[str] = PARTS) -> list[Check]:
+    """Measure the parts, print their tables, write a folder with a JSON file of each.
 
     Raises:
-        UserError: no CUDA device.
+        UserError: no CUDA device, or an unknown part.
     """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise unknown_name("part", unknown[0], PARTS)
     if not torch.cuda.is_available():
         raise UserError("bench.gpu: no CUDA device that torch can use; `vega-edge bench teacher` measures on a CPU")
     device = torch.device("cuda")
+    out.mkdir(parents=True, exist_ok=True)
+    verdicts: list[Check] = []
+    for part in PARTS:
+        if part not in parts:
+            continue
+        found, judged = (
+            of_teacher(device, frames, repeats, compile) if part == "teacher" else of_student(gpu_student.Settings())
+        )
+        write_json(out / f"{part}.json", {**found, "checks": [verdict(check) for check in judged]})
+        verdicts += judged
+    config = {"sizes": SIZES, "frames": frames, "repeats": repeats, "compile": compile, "parts": list(parts)}
+    files = [f"{part}.json" for part in PARTS if part in parts]
+    write_manifest(out, "bench", config, files=files, device=torch.cuda.get_device_name(device))
+    return verdicts
+
+
+def of_teacher(device: torch.device, frames: int, repeats: int, compile: bool) -> tuple[dict[str, Any], list[Check]]:
+    """Speed of the teacher against the reference recipe, at every frame size."""
     rate = matmul_rate(device)
     print(f"{torch.cuda.get_device_name(device)}: {rate / 1e12:.0f} TFLOP/s in bfloat16 products of {MATRIX}x{MATRIX}")
     results, verdicts = [], []
@@ -103,12 +128,18 @@ def run(out: Path, frames: int, repeats: int, compile: bool) -> list[Check]:
         print(table(result), flush=True)
         results.append(result)
         verdicts += checks(settings, result, rate)
-    out.mkdir(parents=True, exist_ok=True)
-    found = {"matmul_flops_per_second": rate, "results": results, "checks": [verdict(check) for check in verdicts]}
-    write_json(out / RESULT, found)
-    config = {"sizes": SIZES, "frames": frames, "repeats": repeats, "compile": compile}
-    write_manifest(out, "bench", config, files=[RESULT], device=torch.cuda.get_device_name(device))
-    return verdicts
+    return {"matmul_flops_per_second": rate, "results": results}, verdicts
+
+
+def of_student(settings: gpu_student.Settings) -> tuple[dict[str, Any], list[Check]]:
+    """The student's training loop against forward and backward alone, and every backend's answers against torch's."""
+    with tempfile.TemporaryDirectory() as work:
+        found = gpu_student.measure(settings, Path(work))
+    print(train_speed.table(found["training"]), latency.table(found["latency"]), sep="\n", flush=True)
+    print("\n".join(f"not here: {name}: {why}" for name, why in found["absent"].items()))
+    judged = [Check("student training loop", found["training"]["rows"][0]["ratio"], WANTED_LOOP)]
+    judged += [Check(f"self test {name} ({said})", said == "passed", 1) for name, said in found["self_tests"].items()]
+    return found, judged
 
 
 def verdict(check: Check) -> dict[str, Any]:
@@ -123,14 +154,15 @@ def summary(verdicts: list[Check]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 when every check passed, 1 when one failed, 2 for bad input or a machine without a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="GPU checks of the teacher's speed.")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="GPU checks of teacher and student.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the measurements, such as results/h200")
     parser.add_argument("--frames", type=int, default=32, help="frames per call")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--no-compile", action="store_true", help="measure ours without torch.compile")
+    parser.add_argument("--parts", nargs="+", default=PARTS, help="teacher, student or both")
     options = parser.parse_args(arguments)
     try:
-        verdicts = run(options.out, options.frames, options.repeats, not options.no_compile)
+        verdicts = run(options.out, options.frames, options.repeats, not options.no_compile, options.parts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ import torch
 from bench import gpu
 from bench.gpu import Check, block_flops, checks, folded_flops, main, matmul_rate, share_of_rate, summary
 from bench.teacher import Settings
-from vega_artifact import read_json, read_manifest, verify_files
+from vega_artifact import UserError, read_json, read_manifest, verify_files
 
 LARGE = Settings(size=(720, 1280), frames=32, dtype="bfloat16")
 
@@ -77,14 +77,44 @@ def test_the_folder_says_what_was_measured_and_the_exit_code_whether_it_passed(
     monkeypatch.setattr(gpu, "matmul_rate", lambda device: 1e12)
     monkeypatch.setattr(gpu, "measure", measure)
     monkeypatch.setattr(gpu, "table", lambda measured: "")
+    learnt = {"training": {"rows": [{"ratio": 0.95}]}, "latency": {}, "self_tests": {"fp32/engine": "passed"}, "absent": {}}
+    monkeypatch.setattr(gpu.gpu_student, "measure", lambda settings, work: learnt)
+    monkeypatch.setattr(gpu.train_speed, "table", lambda measured: "")
+    monkeypatch.setattr(gpu.latency, "table", lambda measured: "")
     assert main(["--out", str(tmp_path / "card")]) == code
     assert [s.size for s in asked] == [(480, 832), (720, 1280)]
     assert {(s.dtype, s.device, s.layers, s.compile) for s in asked} == {("bfloat16", "cuda", 30, True)}
     manifest = read_manifest(tmp_path / "card", "bench")
     verify_files(tmp_path / "card", manifest)
-    written = read_json(tmp_path / "card" / gpu.RESULT)
+    assert [check["passed"] for check in read_json(tmp_path / "card" / "student.json")["checks"]] == [True, True]
+    written = read_json(tmp_path / "card" / "teacher.json")
     assert manifest["device"] == "a card"
     assert [check["passed"] for check in written["checks"]] == [code == 0, True, code == 0, True]
+
+
+def test_an_unknown_part_lists_the_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path / "card"), "--parts", "studnet"]) == 2
+    assert "Did you mean 'student'" in capsys.readouterr().err and not (tmp_path / "card").exists()
+
+
+def test_the_students_part_measures_and_says_what_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it for real on the CPU, in small; TensorRT is made to be absent for one file and to refuse the other."""
+    answers = iter([UserError("no TensorRT here"), None])
+    monkeypatch.setattr(gpu.gpu_student, "import_tensorrt", lambda: raise_(next(answers)))
+    monkeypatch.setattr(gpu.gpu_student, "build_engine", lambda *_, **__: raise_(UserError("computes something else")))
+    small = {"recipe": "smoke", "batch": 2, "steps": 1, "rounds": 1, "student": "vit_micro", "size": (64, 64), "repeats": 2}
+    found, judged = gpu.of_student(gpu.gpu_student.Settings(**small, cpu=True))
+    assert found["self_tests"]["fp32/onnxruntime"] == found["self_tests"]["fp16/onnxruntime"] == "passed"
+    assert found["absent"]["fp32/engine"] == "no TensorRT here" and "fp16/onnxruntime-cuda" in found["absent"]
+    assert found["self_tests"]["fp16/engine"] == "computes something else"
+    assert {row["backend"] for row in found["latency"]["latency"]} == {"torch", "onnxruntime"}
+    failed = [check.name for check in judged[1:] if not check.passed]
+    assert judged[0].value > 0 and failed == ["self test fp16/engine (computes something else)"]
+
+
+def raise_(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def test_one_failed_check_fails() -> None:
