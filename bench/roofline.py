@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,8 @@ def work_of(model: Path | bytes, batch: int) -> Work:
     """Count the work of an ONNX graph for one batch.
 
     Raises:
-        UserError: a batch below 1, not a readable ONNX file, or a graph whose shapes cannot be inferred.
+        UserError: not a readable ONNX file, or a graph whose shapes cannot be inferred.
     """
-    if batch < 1:
-        raise UserError(f"roofline: batch {batch}, but at least 1 is needed")
     import onnx
     from onnx.shape_inference import infer_shapes
 
@@ -166,25 +165,36 @@ COUNTS = {
 }
 
 
-def known(device: str | None) -> None:
-    """Refuse a device the table does not have, with those it has."""
-    if device is not None and device not in DEVICES:
-        raise unknown_name("device", device, DEVICES)
+def check(artifacts: Sequence[Path], device: str | None) -> None:
+    """Refuse, before anything is measured, a device the table does not have and exports of a precision without a peak.
 
-
-def of_artifacts(artifacts: Sequence[Path], batches: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows of every export among the artifacts, in a bundle or not; an engine holds no graph that could be counted here.
-
-    Raises:
-        UserError: a broken bundle, or what `rows` raises.
+    Reads manifests alone: a graph that was loaded would count to the memory of what is measured next. None asks for nothing.
     """
+    if device is None:
+        return
+    if device not in DEVICES:
+        raise unknown_name("device", device, DEVICES)
+    with exports_among(artifacts) as exports:
+        for export in exports:
+            peak_of(read_manifest(export, "export")["config"]["precision"])
+
+
+def of_artifacts(artifacts: Sequence[Path], batches: Sequence[int], device: str | None) -> list[dict[str, Any]]:
+    """The rows of every export among the artifacts; arguments and errors as for `rows`."""
+    with exports_among(artifacts) as exports:
+        return [row for export in exports for row in rows(export, batches, device)]
+
+
+@contextmanager
+def exports_among(artifacts: Sequence[Path]) -> Iterator[list[Path]]:
+    """The folders of those that are exports, in a bundle or not; an engine, even if it carries one, has no graph to count."""
     with tempfile.TemporaryDirectory() as room:  # of unpacked bundles
         folders = [locate(path, Path(room) / str(index)) for index, path in enumerate(artifacts)]
-        return [row for folder in folders if is_export(folder) for row in rows(folder, batches)]
+        yield [folder for folder in folders if is_export(folder)]
 
 
 def is_export(folder: Path) -> bool:
-    """Whether the folder is a finished export; a stripped engine carries its ONNX file too."""
+    """Whether the folder is a finished export."""
     try:
         read_manifest(folder, "export")
     except UserError:
@@ -192,37 +202,28 @@ def is_export(folder: Path) -> bool:
     return True
 
 
-def rows(export: Path, batches: Sequence[int]) -> list[dict[str, Any]]:
-    """The work of an export per batch, for `bounded`.
+def rows(export: Path, batches: Sequence[int], device: str | None) -> list[dict[str, Any]]:
+    """Work and bound of an export per batch.
+
+    Args:
+        device: of `DEVICES`; None counts the work and leaves the bound out.
 
     Raises:
-        UserError: no export, an altered or unreadable graph, or a precision no peak is known for.
+        UserError: no export, an altered or unreadable graph, or a precision without a peak.
     """
     manifest = read_manifest(export, "export")
     verify_files(export, manifest)
     precision = str(manifest["config"]["precision"])
-    peak_of(precision)  # here, so that nothing is left that could fail after a measurement
     found = []
     for batch in batches:
         work = work_of(export / MODEL, batch)
         row = {"kind": "bound", "precision": precision, "batch": batch, "size": manifest["preprocess"]["size"]}
         row |= {"gflop": work.operations / 1e9, "weight_mib": work.weight_bytes / 2**20, "data_mib": work.data_bytes / 2**20}
+        if device is not None:
+            bound, limit = work.bound_ms(DEVICES[device], precision)
+            row |= {"device": device, "bound_ms": bound, "limited_by": limit}
         found.append(row)
     return found
-
-
-def bounded(found: Sequence[Mapping[str, Any]], device: str | None) -> list[dict[str, Any]]:
-    """The rows with their bounds on a device of `DEVICES`; None leaves the bounds out. Mere arithmetic, which cannot fail."""
-    if device is None:
-        return [dict(row) for row in found]
-    return [{**row, "device": device, **bound(row, DEVICES[device])} for row in found]
-
-
-def bound(row: Mapping[str, Any], device: Device) -> dict[str, Any]:
-    """The bound of one row."""
-    work = Work(round(row["gflop"] * 1e9), round(row["weight_mib"] * 2**20), round(row["data_mib"] * 2**20))
-    milliseconds, limit = work.bound_ms(device, row["precision"])
-    return {"bound_ms": milliseconds, "limited_by": limit}
 
 
 def text(found: Sequence[Mapping[str, Any]]) -> str:
@@ -238,8 +239,8 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Print the bounds of one export at batch 1 on every device of the table."""
     try:
-        counted = rows(Path(arguments[0]), (1,))
-        print("\n".join(text(bounded(counted, device)) for device in DEVICES))
+        for device in DEVICES:
+            print(text(rows(Path(arguments[0]), (1,), device)))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ vega-edge bench compare before.json after.json
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,13 +51,13 @@ class Latency:
         from bench import latency, roofline
         from bench.scenarios import Rules
 
-        roofline.known(self.roofline)
-        counted = self._counted()  # what can fail does so before minutes of measuring
+        roofline.check(self.artifacts, self.roofline)  # before minutes of measuring
         rules = Rules(self.scenarios, self.min_seconds, self.min_count)
         counts = (self.batches, self.repeats, self.threads)
         result = latency.measure(self.artifacts, self.run_folder, *counts, backends=self.backends, rules=rules)
-        device = self.roofline or roofline.recognise(result["machine"])
-        result["roofline"] = roofline.bounded(counted, device)
+        if self.out:
+            write_json(self.out, result)  # at once: nothing that follows may cost the measurement
+        result["roofline"] = self._bounds(result["machine"])
         if self.out:
             write_json(self.out, result)
         if self.plot:
@@ -65,15 +66,13 @@ class Latency:
             latency_chart.save(self.plot, result)
         print("\n".join(filter(None, [latency.table(result), roofline.text(result["roofline"])])))
 
-    def _counted(self) -> list[dict[str, Any]]:
-        """The work behind the bounds; where nobody asked for bounds, a graph that cannot be counted is none to stop for."""
+    def _bounds(self, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Bounds on the device asked for, or on this one; none, with a word, for a graph that cannot be counted."""
         from bench import roofline
 
         try:
-            return roofline.of_artifacts(self.artifacts, self.batches)
+            return roofline.of_artifacts(self.artifacts, self.batches, self.roofline or roofline.recognise(machine))
         except UserError as error:
-            if self.roofline is not None:
-                raise
             print(f"no bounds: {error}", file=sys.stderr)
             return []
 

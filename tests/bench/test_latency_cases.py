@@ -106,7 +106,7 @@ class TestChoice:
         assert [row["backend"] for row in found["latency"]] == ["onnxruntime"]
         shutil.copytree(exported, tmp_path / "unpacked" / "model")
         assert measure(tmp_path / "unpacked", batches=(1,), repeats=1)["machine"]["artifacts"] == found["machine"]["artifacts"]
-        assert of_artifacts([bundle, tmp_path / "unpacked"], (1,)) == 2 * rows(exported, (1,))
+        assert of_artifacts([bundle, tmp_path / "unpacked"], (1,), None) == 2 * rows(exported, (1,), None)
         data = bytearray(bundle.read_bytes())
         data[len(data) // 2] ^= 1
         bundle.write_bytes(data)

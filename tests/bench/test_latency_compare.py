@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bench import latency, latency_chart
+from bench import latency, latency_chart, roofline
 from bench.compare import blocks, compare, row, text, within
-from bench.roofline import DEVICES, Work, bounded, known, main, of_artifacts, operations, recognise, rows, work_of
+from bench.roofline import DEVICES, Work, check, main, of_artifacts, operations, recognise, rows, work_of
 from bench.timing_verbs import Compare, Latency
 from vega_artifact import UserError, write_manifest
 
@@ -175,22 +175,21 @@ class TestRoofline:
         assert eight.bound_ms(DEVICES["AGX Orin 64GB"], "int8") == (pytest.approx(0.11, abs=0.005), "compute")
 
     def test_rows_of_an_export_are_marked_as_bounds(self, convolved: bytes, tmp_path: Path) -> None:
-        (bound,) = bounded(rows(write_export(tmp_path, convolved), (1,)), "Orin Nano")
+        (bound,) = rows(write_export(tmp_path, convolved), (1,), "Orin Nano")
         assert bound["kind"] == "bound" and bound["limited_by"] == "memory" and bound["device"] == "Orin Nano"
-        assert bound["bound_ms"] == work_of(convolved, 1).bound_ms(DEVICES["Orin Nano"], "fp16")[0]
-        (work,) = bounded(rows(tmp_path, (1,)), None)
+        (work,) = rows(tmp_path, (1,), None)
         assert "bound_ms" not in work and work["gflop"] == bound["gflop"]
         (tmp_path / "student.onnx").write_bytes(convolved[:-1])
         with pytest.raises(UserError, match="content differs"):
-            rows(tmp_path, (1,))
+            rows(tmp_path, (1,), None)
 
     def test_only_exports_have_bounds_wherever_they_lie(self, convolved: bytes, tmp_path: Path) -> None:
         export, unpacked, stripped = (tmp_path / name for name in ("export", "vega-edge", "engine"))
         write_export(export, convolved)
         write_export(unpacked / "model", convolved)
         write_export(stripped, convolved, kind="engine")
-        found = of_artifacts([stripped, export, tmp_path / "nothing", unpacked], (1, 4))
-        assert [row["batch"] for row in found] == [1, 4, 1, 4] and found[:2] == found[2:] == rows(export, (1, 4))
+        found = of_artifacts([stripped, export, tmp_path / "nothing", unpacked], (1, 4), None)
+        assert [row["batch"] for row in found] == [1, 4, 1, 4] and found[:2] == found[2:] == rows(export, (1, 4), None)
 
     @pytest.mark.parametrize(("precision", "peak"), [("int8_fp16", 33.4), ("fp8_fp16", 33.4), ("bf16", 16.7), ("fp32", 2.09)])
     def test_every_precision_of_an_export_has_a_peak(
@@ -208,11 +207,9 @@ class TestRoofline:
 
     def test_bad_input(self) -> None:
         with pytest.raises(UserError, match="unknown device 'Orin Nan'.*Orin Nano"):
-            known("Orin Nan")
+            check([], "Orin Nan")
         with pytest.raises(UserError, match="unknown precision 'int4'"):
             DEVICES["H200"].peak("int4")
-        with pytest.raises(UserError, match="batch 0, but at least 1 is needed"):
-            work_of(b"", 0)
         with pytest.raises(UserError, match="no readable ONNX"):
             work_of(b"not a model", 1)
         node = helper.make_node("MatMul", ["a", "b"], ["y"], name="lost")
@@ -246,18 +243,33 @@ class TestCommand:
         (bound,) = json.loads((tmp_path / "lat.json").read_text())["roofline"]
         assert measured == [export] and bound["device"] == (device or "H200") and bound["bound_ms"] > 0
 
-    def test_bounds_that_were_asked_for_fail_before_the_measurement(
-        self, convolved: bytes, tmp_path: Path, measured: list[Path], capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_names_are_checked_before_the_measurement(self, convolved: bytes, tmp_path: Path, measured: list[Path]) -> None:
         export = write_export(tmp_path / "export", convolved, "int4")
         with pytest.raises(UserError, match="unknown precision 'int4'"):
             Latency((export,), roofline="H200").run()
         with pytest.raises(UserError, match="unknown device 'H300'"):
             Latency((export,), roofline="H300").run()
         assert measured == []
-        Latency((export,), out=tmp_path / "lat.json").run()  # nobody asked: a word, and the measurement is kept
+
+    @pytest.mark.parametrize("device", [None, "H200"])
+    def test_a_graph_that_cannot_be_counted_costs_no_measurement(
+        self, tmp_path: Path, measured: list[Path], device: str | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        export = write_export(tmp_path / "export", b"not a model")
+        Latency((export,), roofline=device, out=tmp_path / "lat.json").run()
         assert measured == [export] and json.loads((tmp_path / "lat.json").read_text())["roofline"] == []
-        assert "no bounds: unknown precision 'int4'" in capsys.readouterr().err
+        assert "no bounds: " in capsys.readouterr().err
+
+    def test_the_measurement_is_written_before_anything_is_counted(
+        self, convolved: bytes, tmp_path: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(roofline, "work_of", fail)
+        with pytest.raises(MemoryError):
+            Latency((write_export(tmp_path / "export", convolved),), roofline="H200", out=tmp_path / "lat.json").run()
+        assert json.loads((tmp_path / "lat.json").read_text())["machine"]["gpu"] == "NVIDIA H200"
 
 
 def test_picture_has_every_line_and_names_bounds_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
