@@ -17,7 +17,8 @@ import shutil
 import sys
 import tarfile
 import zlib
-from pathlib import Path
+from collections.abc import Container
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vega_artifact import MANIFEST, UserError, fingerprint, read_manifest, verify_files
@@ -27,6 +28,7 @@ SUMS = "SHA256SUMS"
 KIND = "bundle"
 GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 0xFF])  # no name, no time, no system: what `write_bundle` writes
 LARGEST = 8 << 30  # bytes unpacked; far above any student, far below a decompression bomb
+ADVICE = "copy it again, or make it with `vega-edge bundle EXPORT --out FILE.tar.gz`"
 SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -70,8 +72,8 @@ def unpack_bundle(archive: Path | str, into: Path | str) -> Path:
     """Unpack a bundle into `into/vega-edge`, which appears all at once and only if every byte is as it was packed.
 
     Raises:
-        UserError: no bundle, a cut or altered archive, a link, a device, an absolute name or one that climbs out, or a
-            `vega-edge` folder that is there already.
+        UserError: no bundle, a cut or altered archive, a link, a device, a sparse file, an absolute name or one that
+            climbs out, a file where another needs a folder, or a `vega-edge` folder that is there already.
     """
     archive, into = Path(archive), Path(into)
     entries = read_entries(archive)
@@ -96,33 +98,46 @@ def unpack_bundle(archive: Path | str, into: Path | str) -> Path:
 
 def read_entries(archive: Path) -> dict[str, bytes]:
     """Name relative to the bundle -> bytes, after checking the archive's own sum and every name in it."""
+    unpacked = decompress(archive)
     entries: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(decompress(archive))) as tar:
-        for member in tar:
-            top, _, name = member.name.partition("/")
-            if not member.isreg():
-                raise UserError(f"{archive}: {member.name!r} is no plain file, and links are never unpacked; make it again")
-            if top != ROOT or not safe_name(name) or name in entries:
-                raise UserError(f"{archive}: {member.name!r} is no name inside {ROOT}/; make the bundle again")
-            stream = tar.extractfile(member)
-            entries[name] = b"" if stream is None else stream.read()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(unpacked)) as tar:
+            for member in tar:
+                name = checked_name(archive, member, entries)
+                if member.size > len(unpacked) - sum(map(len, entries.values())):  # no plain file is larger than its archive
+                    raise tarfile.ReadError(f"{member.name!r} is larger than its archive")
+                stream = tar.extractfile(member)
+                entries[name] = b"" if stream is None else stream.read()
+    except tarfile.TarError as error:
+        raise UserError(f"{archive}: cut or altered ({error}); {ADVICE}") from None
+    folders = {folder.as_posix() for name in entries for folder in PurePosixPath(name).parents}
+    if both := sorted(folders & entries.keys()):
+        raise UserError(f"{archive}: {both[0]!r} is a file and a folder in one; make the bundle again")
     return entries
+
+
+def checked_name(archive: Path, member: tarfile.TarInfo, known: Container[str]) -> str:
+    """Its name inside the bundle. Raises UserError for all but plain files; extended headers could make one sparse, too."""
+    top, _, name = member.name.partition("/")
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.pax_headers:
+        raise UserError(f"{archive}: {member.name!r} is no plain file, and links are never unpacked; make it again")
+    if top != ROOT or not safe_name(name) or name in known:
+        raise UserError(f"{archive}: {member.name!r} is no name inside {ROOT}/; make the bundle again")
+    return name
 
 
 def decompress(archive: Path) -> bytes:
     """All of the tar, to its last byte: only then is gzip's checksum compared."""
-    advice = "copy it again, or make it with `vega-edge bundle EXPORT --out FILE.tar.gz`"
     try:
         data = archive.read_bytes()
         if data[: len(GZIP_HEADER)] != GZIP_HEADER:
-            raise UserError(f"{archive}: not a bundle, or altered in its first bytes; {advice}")
+            raise UserError(f"{archive}: not a bundle, or altered in its first bytes; {ADVICE}")
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
             unpacked = stream.read(LARGEST + 1)
         if len(unpacked) > LARGEST:
-            raise UserError(f"{archive}: unpacks to more than {LARGEST >> 30} GiB, which no bundle does; {advice}")
-        tarfile.open(fileobj=io.BytesIO(unpacked)).close()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{archive}: cut or altered ({error}); {advice}") from None
+            raise UserError(f"{archive}: unpacks to more than {LARGEST >> 30} GiB, which no bundle does; {ADVICE}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive}: cut or altered ({error}); {ADVICE}") from None
     return unpacked
 
 

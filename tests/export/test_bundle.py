@@ -51,11 +51,16 @@ def archive_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
         for member, data in members:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    packed = io.BytesIO()
-    with gzip.GzipFile("", "wb", 6, packed, mtime=0) as stream:
-        stream.write(raw.getvalue())
-    path.write_bytes(packed.getvalue())
+    path.write_bytes(packed(raw.getvalue()))
     return path
+
+
+def packed(tar: bytes) -> bytes:
+    """Gzipped under the bundle's own header."""
+    raw = io.BytesIO()
+    with gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
+        stream.write(tar)
+    return raw.getvalue()
 
 
 class TestContents:
@@ -191,6 +196,49 @@ class TestUnpack:
         twice = [(tarfile.TarInfo("vega-edge/x"), b"1"), (tarfile.TarInfo("vega-edge/x"), b"2")]
         with pytest.raises(UserError, match="is no name inside"):
             unpack_bundle(archive_of(tmp_path / "bad.tar.gz", *twice), tmp_path)
+
+    @pytest.mark.parametrize("names", [("a", "a/b"), ("a/b/c", "a"), ("a/b", "a/b/c/d")])
+    def test_a_file_where_another_needs_a_folder(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        members = [(tarfile.TarInfo(f"vega-edge/{name}"), b"x") for name in names]
+        with pytest.raises(UserError, match=r"'a(/b)?' is a file and a folder in one"):
+            unpack_bundle(archive_of(tmp_path / "bad.tar.gz", *members), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_sparse_file_is_refused_before_it_is_a_gigabyte(self, tmp_path: Path) -> None:
+        header = bytearray(tarfile.TarInfo("vega-edge/x").tobuf(tarfile.GNU_FORMAT))
+        header[156:157] = tarfile.GNUTYPE_SPARSE
+        header[483:495] = b"10000000000\0"  # real size in octal: 1 GiB, of which nothing is stored
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        path = tmp_path / "bad.tar.gz"
+        path.write_bytes(packed(bytes(header) + bytes(1024)))
+        with tarfile.open(path) as tar:
+            assert tar.getmembers()[0].isreg() and tar.getmembers()[0].size == 1 << 30, "what isreg() lets pass"
+        with pytest.raises(UserError, match="is no plain file"):
+            unpack_bundle(path, tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("headers", "message"),
+        [
+            ({"GNU.sparse.realsize": str(1 << 30), "GNU.sparse.major": "0", "GNU.sparse.map": "0,0"}, "is no plain file"),
+            ({"size": str(1 << 40)}, "is no plain file|cut or altered"),
+        ],
+    )
+    def test_extended_headers(self, tmp_path: Path, headers: dict[str, str], message: str) -> None:
+        member = tarfile.TarInfo("vega-edge/x")
+        member.pax_headers = headers
+        path = tmp_path / "bad.tar.gz"
+        path.write_bytes(packed(member.tobuf(tarfile.PAX_FORMAT) + bytes(1024)))
+        with pytest.raises(UserError, match=message):
+            unpack_bundle(path, tmp_path / "out")
+
+    @pytest.mark.parametrize("kept", [100, 512, 700, 1536])
+    def test_a_tar_that_was_cut_before_it_was_packed(self, tmp_path: Path, kept: int) -> None:
+        whole = archive_of(tmp_path / "whole.tar.gz", *[(tarfile.TarInfo(f"vega-edge/{name}"), b"x" * 512) for name in "ab"])
+        path = tmp_path / "cut.tar.gz"
+        path.write_bytes(packed(gzip.decompress(whole.read_bytes())[:kept]))
+        with pytest.raises(UserError, match=r"cut\.tar\.gz: "):
+            unpack_bundle(path, tmp_path / "out")
 
     def test_an_archive_that_is_no_bundle(self, tmp_path: Path) -> None:
         path = archive_of(tmp_path / "other.tar.gz", (tarfile.TarInfo("vega-edge/x"), b"1"))
