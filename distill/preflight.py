@@ -61,11 +61,12 @@ def check_feasible(cache: FeatureCache, train_ids: Sequence[str], config: RunCon
 
     Raises:
         UserError: a batch that is too large or cannot be dealt out, no second draw of the teacher where one is named, or more
-            frames and targets than the memory holds for each process of this machine.
+            frames and targets than this machine's memory holds.
     """
     check_batch(config, accelerator.num_processes, sum(cache.frames[scene] for scene in train_ids), len(train_ids))
     if config.noise_cache is not None:
         read_manifest(Path(config.noise_cache), "cache")
-    streams = [] if isinstance(cache, OnlineCache) else config.streams
-    check_memory(cache, bytes_of(cache, cache.scene_ids, streams, config.image_size), local_processes())
+    online = isinstance(cache, OnlineCache)  # asks for targets when they are needed, in every process by itself
+    needed = bytes_of(cache, cache.scene_ids, [] if online else config.streams, config.image_size)
+    check_memory(cache, needed, local_processes() if online else 1)
     accelerator.wait_for_everyone()  # all have looked at the memory before one takes its part

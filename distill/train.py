@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill.batches import Batch, Batches, places
 from distill.config import RunConfig, resolve_precision
-from distill.dataset import Frames, check_streams, load_frames, split_scenes
+from distill.dataset import Frames, bytes_of, check_streams, load_frames, split_scenes
 from distill.distiller import Distiller
 from distill.engine import Engine, create_accelerator
 from distill.floor import noise_floor
@@ -38,6 +38,7 @@ from distill.normalize import estimate_from
 from distill.observe import Observer, Probes
 from distill.online import OnlineCache, sample
 from distill.preflight import check_feasible, run_folder
+from distill.resident import once_per_machine
 from distill.state import LOG, RunFolder
 from distill.views import token_places
 from distill.warm_start import take_weights
@@ -45,7 +46,7 @@ from student import StreamingStudent, StudentModel, create_student
 from student.checkpoint import INITIAL_WEIGHTS, WEIGHTS, config_to_json, save_weights
 from student.heads import Denormalizer
 from teacher.cache import FeatureCache
-from vega_artifact import UserError, canonical, write_manifest
+from vega_artifact import UserError, canonical, fingerprint, write_manifest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -115,11 +116,11 @@ class Trainer:
         train_ids, validation_ids = split_scenes(cache.scene_ids, config.validation_part)
         check_feasible(cache, train_ids, config, accelerator)
         begun = folder.begun()
-        load = cache.live if isinstance(cache, OnlineCache) else partial(load_frames, cache)
-        frames = load(train_ids, self.streams, config.image_size)
+        frames = self._read(train_ids)
         if config.cross_view > 0:
             frames = replace(frames, places=token_places(cache, train_ids, grid, config.matches))
-        self.validation = load_frames(cache, validation_ids, self.streams, config.image_size)
+        looked_at = validation_ids if accelerator.is_main_process else []  # by whoever writes the log
+        self.validation = load_frames(cache, looked_at, self.streams, config.image_size)
         known = sample(train_ids) if isinstance(cache, OnlineCache) else train_ids
         found = {name: estimate_from(cache, name, known, config.normalizer) for name in self.streams}
         self.normalizers = {name: normalizer for name, (normalizer, _) in found.items()}
@@ -145,6 +146,14 @@ class Trainer:
             text = f"began with matches of views by {begun.get('matches')}, now there are but those by {self._matches()}"
             raise UserError(f"{folder.path}: {text}; bring back what the cache knew then, or choose another --out")
         self.step, self.seconds, self.interrupt = 0, 0.0, Interrupt()
+
+    def _read(self, scenes: list[str]) -> Frames:
+        """The training frames: in memory, and where several processes share a machine, once for all of them."""
+        given = (scenes, self.streams, self.config.image_size)
+        if isinstance(self.cache, OnlineCache):
+            return self.cache.live(*given)
+        name = fingerprint([str(self.folder.path.resolve()), self.folder.identity])
+        return once_per_machine(partial(load_frames, self.cache, *given), self.accelerator, name, bytes_of(self.cache, *given))
 
     def _objective(self) -> Objective:
         config = self.config

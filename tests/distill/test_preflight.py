@@ -12,6 +12,7 @@ from distill import RunConfig, dataset, train
 from distill.preflight import batch_statistics, run_folder
 from student import create_student
 from student.registry import outline
+from teacher.launch import local_processes
 from vega_artifact import UserError
 
 
@@ -49,14 +50,15 @@ def test_a_window_that_no_scene_has_leaves_no_folder_that_would_refuse_a_shorter
     assert not (tmp_path / "run").exists()
 
 
-def test_memory_is_counted_for_every_process_of_the_machine(unread, quick, cache, tmp_path, monkeypatch):
-    needed = dataset.bytes_of(cache, cache.scene_ids, quick.streams, None)
+def test_a_cache_must_fit_into_memory_once_and_without_one_once_per_process(cache, monkeypatch):
+    needed = dataset.bytes_of(cache, cache.scene_ids, ["fused"], None)
     room = type("Memory", (), {"available": int(needed / dataset.MEMORY_PART * 1.5)})()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
     dataset.check_memory(cache, needed)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="does not fit into memory .2 processes of .*; start fewer processes"):
-        train(cache.path, tmp_path / "run", quick)
+        dataset.check_memory(cache, needed, processes=2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert local_processes() == 2
 
 
 def test_how_many_frames_share_statistics_belongs_to_a_run_with_batch_norm_only():
