@@ -16,8 +16,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from export.audit import load_model
 from export.device.archive import KIND, ROOT, SUMS, check_bundle, manifest_text, sums_text, unpack_bundle
-from export.runtime.manifest import PIXELS, SAFE_NAME
+from export.runtime.manifest import MODEL, PIXELS, SAFE_NAME
 from vega_artifact import (
     MANIFEST,
     SCHEMA,
@@ -57,7 +58,8 @@ def write_bundle(export: Path | str, out: Path | str) -> Path:
         `out` as a path.
 
     Raises:
-        UserError: no export, an altered file or manifest, an unsafe file name in its manifest, or `out` not named .tar.gz.
+        UserError: no export, an altered file or manifest, an unsafe file name in its manifest, a graph that devices do not
+            read, or `out` not named .tar.gz.
     """
     export, out = Path(export), Path(out)
     if not out.name.endswith(".tar.gz"):
@@ -68,6 +70,7 @@ def write_bundle(export: Path | str, out: Path | str) -> Path:
             raise UserError(f"{export / MANIFEST}: file name {name!r} is not a plain name; export the run again")
     verify_files(export, manifest)
     check_fingerprint(export, manifest)
+    load_model(export / MODEL)
     entries = {f"model/{name}": (export / name).read_bytes() for name in [MANIFEST, *manifest["files"]]}
     entries |= {name: (REPOSITORY / name).read_bytes() for name in carried_code()}
     entries |= {name: (DEVICE / source).read_bytes() for name, source in SAMPLES.items()}

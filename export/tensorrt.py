@@ -180,7 +180,10 @@ def serialize(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise UserError(f"{trt.__name__} {trt.__version__} refuses the graph ({reasons}); try another --precision at export")
+        advice = (
+            "if an operator is unknown, use a newer TensorRT or another student; if a type is, export in another --precision"
+        )
+        raise UserError(f"{trt.__name__} {trt.__version__} refuses the graph ({reasons}); {advice}")
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     for name, shape in shapes.items():

@@ -91,8 +91,13 @@ class Build:
 
     def run(self) -> None:
         from export import build_engine
+        from export.audit import load_model
         from export.build_options import BuildOptions
+        from export.runtime.manifest import MODEL
+        from vega_artifact import read_manifest
 
+        read_manifest(self.export, "export")
+        load_model(self.export / MODEL)  # says more than TensorRT does; a device, which has no onnx, builds without
         names = ("workspace_mib", "timing_cache", "any_gpu", "any_version", "strip", "dla")
         how = BuildOptions(**{name: getattr(self, name) for name in names})
         build_engine(self.export, self.out, best_batch=self.best_batch, largest_batch=self.largest_batch, options=how)

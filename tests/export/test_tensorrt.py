@@ -10,11 +10,14 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+import vega_edge
 from export import build_engine, tensorrt
 from export.build_options import BuildOptions, apply, check_options
 from export.gate import LIBRARIES, compiler
@@ -23,6 +26,21 @@ from vega_artifact import UserError, read_manifest, verify_files
 
 from .export_cases import edit
 from .fake_tensorrt import FakeDriver, install
+
+
+def outside(model: onnx.ModelProto) -> None:
+    """A weight said to lie in a file of another folder."""
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+
+
+FOREIGN = {
+    "opset": (lambda model: setattr(model.opset_import[0], "version", 23), "opset 23, but 17 to 20 are what devices read"),
+    "operator": (lambda model: setattr(model.graph.node[0], "op_type", "Unheard"), "No Op registered for Unheard"),
+    "path": (outside, "points outside its folder"),
+}
 
 
 @pytest.mark.parametrize(("flag", "mask"), [(1, 2), (None, 0)], ids=["tensorrt-10", "flag-removed"])
@@ -202,7 +220,10 @@ class TestOptions:
 
 @pytest.mark.parametrize(
     ("stand_in", "message"),
-    [({"accepts": False}, r"refuses the graph \(error 0: unsupported\)"), ({"builds": False}, "could not build an engine")],
+    [
+        ({"accepts": False}, r"graph \(error 0: unsupported\); if an operator is unknown, use a newer TensorRT"),
+        ({"builds": False}, "could not build an engine"),
+    ],
 )
 def test_what_tensorrt_refuses_is_said(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: dict, message: str
@@ -234,6 +255,30 @@ def test_bad_input(exported: Path, run: Path, tmp_path: Path) -> None:
     (copy / "manifest.json").write_text(text.replace('"peak": 0.0001', '"peak": 1000.0'))
     with pytest.raises(UserError, match=r"copy/manifest.json: .* so it was edited; make the export again"):
         build_engine(copy, tmp_path / "engine")
+
+
+@pytest.mark.parametrize(("verb", "out"), [("build", "engine"), ("bundle", "student.tar.gz")])
+@pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_a_graph_that_devices_do_not_read_is_told_on_the_host(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[onnx.ModelProto], None],
+    message: str,
+    verb: str,
+    out: str,
+) -> None:
+    install(monkeypatch)
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    change(model := onnx.load(copy / "student.onnx"))
+    (copy / "student.onnx").write_bytes(data := model.SerializeToString())
+    record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(copy, lambda manifest: manifest["files"].update({"student.onnx": record}))
+    assert vega_edge.main([verb, str(copy), "--out", str(tmp_path / out)]) == 2
+    printed = capsys.readouterr().err
+    assert "copy/student.onnx: " in printed and message in printed and printed.count("\n") == 1
+    assert not (tmp_path / out).exists()
 
 
 def test_golden_files_are_copied_and_nothing_else(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
