@@ -34,7 +34,7 @@ from export.runtime.manifest import CONTRACT, MODEL
 from export.runtime.preprocess import preprocess
 from export.sizes import at_size
 from export.staging import check_replaceable, staged_folder
-from export.structure import INPUT, PIXELS, check_structure, count_layer_norms, count_layers
+from export.structure import INPUT, PIXELS, check_structure, count_layer_norms, count_layers, deployed
 from vega_artifact import UserError, canonical, check_fingerprint, read_manifest, unknown_name, verify_files, write_manifest
 
 EXAMPLE_BATCH = 2  # the batch of the example; torch.export would specialise on 1
@@ -61,7 +61,7 @@ class ExportConfig:
     size: tuple[int, int] | None = None
     pixels: bool = False
     calibration: str = "synthetic"
-    layout: int = 2
+    layout: int = 3
 
 
 class StreamTuple(nn.Module):
@@ -266,8 +266,6 @@ def write_export(
 
 def trace(student: Any, config: ExportConfig, frames: Calibration | None = None) -> Traced:
     """The fp32 graph of a student at the config's size, and what its variants need to know about it."""
-    from timm.utils.model import reparameterize_model
-
     student = student if config.size is None else at_size(student, config.size)
     size = (int(student.preprocess.size[0]), int(student.preprocess.size[1]))
     shapes = {name: value.shape for name, value in torch_streams(student, np.zeros((1, 3, *size), np.float32)).items()}
@@ -275,9 +273,9 @@ def trace(student: Any, config: ExportConfig, frames: Calibration | None = None)
     model = to_onnx(student, names, size, config)
     images = torch.zeros(1, 3, *size)
     norms = count_layer_norms(StreamTuple(student, names), images)
-    deployed = StreamTuple(reparameterize_model(student), names).requires_grad_()
-    layers, attention = count_layers(deployed, images)
-    learned = [value.detach().numpy() for name, value in deployed.named_buffers() if value.is_floating_point()]
+    shipped = StreamTuple(deployed(student), names).requires_grad_()
+    layers, attention = count_layers(shipped, images)
+    learned = [value.detach().numpy() for name, value in shipped.named_buffers() if value.is_floating_point()]
     nodes = weighted_nodes(model, learned)
     traced = Traced(student, names, shapes, model, norms, nodes, attention, None)
     if config.precision in CALIBRATED and len(nodes) != layers:
@@ -315,14 +313,10 @@ def wanted_heads(heads: tuple[str, ...] | None, known: list[str]) -> tuple[str, 
 
 
 def to_onnx(student: Any, names: tuple[str, ...], size: tuple[int, int], config: ExportConfig) -> onnx.ModelProto:
-    """Trace with the dynamo exporter into one self-contained fp32 model without traces of the machine that made it.
-
-    Branches that training keeps apart and inference can fuse (RepViT, MobileOne) are fused first.
-    """
+    """Trace what is shipped with the dynamo exporter into one self-contained fp32 model without traces of the machine."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-    from timm.utils.model import reparameterize_model
 
-    module: nn.Module = StreamTuple(reparameterize_model(student), names)
+    module: nn.Module = StreamTuple(deployed(student), names)
     border, example = INPUT, torch.zeros(EXAMPLE_BATCH, 3, *size)
     if config.pixels:
         module = FromPixels(module, student.preprocess.mean, student.preprocess.std)

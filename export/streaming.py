@@ -31,7 +31,7 @@ from export.precision import PRECISIONS, typed
 from export.runtime.backends import OnnxRuntimeBackend
 from export.runtime.manifest import CONTRACT, MODEL
 from export.staging import check_replaceable, staged_folder
-from export.structure import INPUT, count_layer_norms, count_layers
+from export.structure import INPUT, count_layer_norms, count_layers, deployed
 from vega_artifact import UserError, read_manifest, unknown_name, verify_files, write_manifest
 
 FRAMES = 5  # consecutive frames the parity check runs before it compares
@@ -138,11 +138,10 @@ def write_step(student: Any, folder: Path, config: ExportConfig, run_fingerprint
 
 
 def step_to_onnx(student: Any, names: tuple[str, ...], size: tuple[int, int], config: ExportConfig) -> onnx.ModelProto:
-    """Trace one step into a self-contained float32 model; branches that inference can fuse are fused first."""
+    """Trace one step of what is shipped into a self-contained float32 model."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-    from timm.utils.model import reparameterize_model
 
-    module = StepTuple(reparameterize_model(student), names).eval()
+    module = StepTuple(deployed(student), names).eval()
     before, after = state_names(student.state_shape[0])
     batch = {0: torch.export.Dim("batch", min=1, max=config.max_batch)}
     try:
@@ -212,10 +211,7 @@ def _refusal(text: str) -> UserError:
 
 def count_attention(student: Any, names: tuple[str, ...], size: tuple[int, int]) -> dict[str, int]:
     """Softmax attentions of one step, as `export.structure.count_layers` says."""
-    from timm.utils.model import reparameterize_model
-
-    deployed = reparameterize_model(student).requires_grad_()
-    return count_layers(FirstStep(deployed, names), torch.zeros(1, 3, *size))[1]
+    return count_layers(FirstStep(deployed(student).requires_grad_(), names), torch.zeros(1, 3, *size))[1]
 
 
 def steps_of(student: Any, images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:

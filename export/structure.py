@@ -19,10 +19,23 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from export.runtime.manifest import INPUT, PIXELS
+from student import StudentModel
 from student.costs import AttentionCounter
 from vega_artifact import UserError
 
 FP8 = "float8e4m3fn"  # as ONNX calls it
+
+
+def deployed(student: Any) -> Any:
+    """A copy of a student as it is shipped: branches that inference can fuse are fused (RepViT, MobileOne), and heads answer in
+    the teacher's units by themselves. Equal to rounding."""
+    from timm.utils.model import reparameterize_model
+
+    copied = reparameterize_model(student)
+    for module in copied.modules():
+        if isinstance(module, StudentModel):
+            module.fold()
+    return copied
 
 
 def count_layer_norms(model: nn.Module, images: Tensor) -> tuple[int, int]:

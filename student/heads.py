@@ -56,6 +56,21 @@ def create_head(kind: str, in_channels: int, out_channels: int) -> nn.Module:
     return HEADS[kind](in_channels, out_channels)
 
 
+def folded(head: nn.Module, units: Denormalizer) -> nn.Module | None:
+    """A head (changed in place) that answers in the teacher's units by itself, equal to rounding; None: its last layer is not
+    linear.
+
+    W' = matrix^T W and b' = b matrix + offset, so that a deployed student has no steps after its heads.
+    """
+    last = head[-1] if isinstance(head, nn.Sequential) else head
+    if not isinstance(last, nn.Linear):
+        return None
+    with torch.no_grad():
+        last.weight.copy_(units.matrix[:, None] * last.weight if units.matrix.ndim == 1 else units.matrix.T @ last.weight)
+        last.bias.copy_(units(last.bias))
+    return head
+
+
 class Denormalizer(nn.Module):
     """x = z @ matrix + offset ("full", matrix (C, C)) or z * matrix + offset ("diagonal", matrix (C,)); starts as identity."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from student.heads import Denormalizer, create_head
+from student.heads import Denormalizer, create_head, folded
 from student.registry import create_backbone
 from vega_artifact import UserError
 
@@ -118,6 +118,14 @@ class StudentModel(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.denormalise(self.normalised(images))
+
+    def fold(self) -> StudentModel:
+        """Put the way back into the teacher's units into the heads, in place, for export; the student can learn no more."""
+        for stream, head in self.heads.items():
+            units = self.denormalizers[stream]
+            if isinstance(units, Denormalizer) and folded(head, units) is not None:
+                self.denormalizers[stream] = nn.Identity()
+        return self
 
     def film(self, images: Tensor) -> dict[str, Tensor]:
         """Frames (T, 3, H, W) of one camera in order -> {stream: (T, N, C)}; here each is answered alone."""

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from student import create_student
 from student.heads import Denormalizer, create_head
 from vega_artifact import UserError
 
@@ -37,3 +39,26 @@ def test_denormalizer_refuses_other_shapes_and_kinds():
         Denormalizer(4, "diagonal").set(torch.eye(4), torch.zeros(4))
     with pytest.raises(UserError, match="unknown denormalizer"):
         Denormalizer(4, "rotated")
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("units", ["diagonal", "full"])
+def test_a_folded_student_answers_the_same_without_steps_after_its_heads(kind, units):
+    student = create_student("vit_micro", {"fused": 6, "gate": 1}, (32, 32), (2, 2), head=kind, denormalize=units).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in student.denormalizers.values():
+        module.set(torch.randn(module.matrix.shape, generator=generator), torch.randn(module.offset.shape, generator=generator))
+    images = torch.randn(2, 3, 32, 32, generator=generator)
+    expected = student(images)
+    student.fold()
+    assert all(isinstance(module, nn.Identity) for module in student.denormalizers.values())
+    for name, value in student(images).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    again = {name: value.clone() for name, value in student.state_dict().items()}
+    assert all(torch.equal(value, again[name]) for name, value in student.fold().state_dict().items()), "once is enough"
+
+
+def test_a_head_that_does_not_end_linear_keeps_its_units_outside():
+    student = create_student("vit_micro", {"fused": 6}, (32, 32), (2, 2))
+    student.heads["fused"].append(nn.Dropout())
+    assert isinstance(student.fold().denormalizers["fused"], Denormalizer)
