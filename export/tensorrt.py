@@ -21,6 +21,7 @@ from export.runtime import RuntimeInputError
 from export.runtime.cuda import Gpu, find_gpu
 from export.runtime.encoder import open_encoder
 from export.runtime.engine import import_tensorrt as import_any_tensorrt
+from export.runtime.engine import library_name
 from export.runtime.manifest import CONTRACT, ENGINE, INPUT, MODEL, PIXELS, SAFE_NAME
 from export.staging import staged_folder
 from vega_artifact import UserError, atomic_write, check_fingerprint, file_sha256, read_manifest, verify_files, write_manifest
@@ -103,7 +104,7 @@ def build_engine(
     place: dict[str, Any] = {"gpu": gpu and gpu.name, "sm": gpu and gpu.sm, "processors": gpu and gpu.processors}
     asked = {name: getattr(options, name) for name in ("workspace_mib", "any_gpu", "any_version", "strip", "dla")}
     config = EngineConfig(
-        library=trt.__name__,
+        library=library_name(trt),
         version=str(trt.__version__),
         batches=batches,
         precision=manifest["config"]["precision"],
@@ -180,9 +181,7 @@ def serialize(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        advice = (
-            "if an operator is unknown, use a newer TensorRT or another student; if a type is, export in another --precision"
-        )
+        advice = "an unknown operator needs a newer TensorRT or another student, an unknown type another --precision at export"
         raise UserError(f"{trt.__name__} {trt.__version__} refuses the graph ({reasons}); {advice}")
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()

@@ -18,7 +18,7 @@ from export.runtime import RuntimeInputError
 from export.runtime.backends import has_cuda_driver
 from export.runtime.cuda import RUNTIMES, find_gpu, load_library
 from export.runtime.encoder import open_encoder
-from export.runtime.engine import import_tensorrt
+from export.runtime.engine import import_tensorrt, library_name
 from export.runtime.manifest import read_description
 from vega_artifact import MANIFEST, UserError
 
@@ -58,7 +58,7 @@ def machine_facts() -> dict[str, str]:
     facts["cuda"] = "found" if load_library(*RUNTIMES) is not None else "no libcudart; engines need it"
     try:
         library = import_tensorrt()
-        facts["tensorrt"] = f"{library.__name__} {library.__version__}"
+        facts["tensorrt"] = f"{library_name(library)} {library.__version__}"
     except RuntimeInputError as error:
         facts["tensorrt"] = str(error)
     for name in ("numpy", "onnxruntime", "PIL", "cv2", "av"):

@@ -22,19 +22,29 @@ from .cuda import Buffer, Cuda, Gpu, find_gpu
 from .manifest import MODEL, REBUILD, Description, RuntimeInputError
 
 MODULES = ("tensorrt", "tensorrt_rtx")
+BINDINGS = "_bindings"  # NVIDIA's wheels hold NAME_bindings; the package NAME, which only renames it, may be missing
 
 
 def import_tensorrt(names: tuple[str, ...] = MODULES) -> ModuleType:
-    """The first of these TensorRT modules that is installed. Raises RuntimeInputError naming the ways to get one."""
-    for name in names:
+    """The first of these TensorRT modules that is installed, by that name or as bare bindings.
+
+    Raises:
+        RuntimeInputError: none is; names the ways to get one.
+    """
+    for module in (form for name in names for form in (name, name + BINDINGS)):
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(module)
         except (ImportError, OSError):  # OSError: bindings without their libraries
             continue
     raise RuntimeInputError(
         f"no TensorRT found (tried {', '.join(names)}): on a Jetson use JetPack's Python, on a workstation "
         "`pip install tensorrt` from NVIDIA's index or `pip install tensorrt-rtx`; onnxruntime works without one"
     )
+
+
+def library_name(trt: ModuleType) -> str:
+    """What engines know this module by, whichever way it is installed."""
+    return trt.__name__.removesuffix(BINDINGS)
 
 
 def check_machine(description: Description, version: str, gpu: Gpu | None) -> None:

@@ -26,6 +26,7 @@ from vega_artifact import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
+LIBRARIES = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings")
 BLOCKED = ("torch", "timm", "onnx", "onnxscript", "teacher", "student", "distill", "safetensors", "tyro", "accelerate")
 
 
@@ -128,7 +129,7 @@ class TestRuns:
         self, unpacked: Path, isolated: Callable[..., subprocess.CompletedProcess[str]]
     ) -> None:
         code = "from export.device.__main__ import main; sys.exit(main(['build']))"
-        done = isolated(code, blocked=(*BLOCKED, "tensorrt", "tensorrt_rtx"), folder=unpacked)
+        done = isolated(code, blocked=(*BLOCKED, *LIBRARIES), folder=unpacked)
         assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("error: no TensorRT found")
 
 

@@ -20,7 +20,7 @@ import pytest
 import vega_edge
 from export import build_engine, tensorrt
 from export.build_options import BuildOptions, apply, check_options
-from export.gate import LIBRARIES, compiler
+from export.gate import LIBRARIES
 from export.runtime import Encoder, RuntimeInputError
 from vega_artifact import UserError, read_manifest, verify_files
 
@@ -221,7 +221,7 @@ class TestOptions:
 @pytest.mark.parametrize(
     ("stand_in", "message"),
     [
-        ({"accepts": False}, r"graph \(error 0: unsupported\); if an operator is unknown, use a newer TensorRT"),
+        ({"accepts": False}, r"graph \(error 0: unsupported\); an unknown operator needs a newer TensorRT"),
         ({"builds": False}, "could not build an engine"),
     ],
 )
@@ -235,10 +235,23 @@ def test_what_tensorrt_refuses_is_said(
 
 
 def test_without_any_tensorrt(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    for name in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"no TensorRT found \(tried tensorrt, tensorrt_rtx\)"):
         build_engine(exported, tmp_path / "engine")
+
+
+def test_bare_bindings_serve_and_engines_know_them_by_the_usual_name(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pip installs TensorRT-RTX from its two wheels, without the package that only renames them."""
+    machine = install(monkeypatch)
+    machine.tensorrt.__name__ = "tensorrt_rtx_bindings"
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", machine.tensorrt)
+    for name in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    out = build_engine(exported, tmp_path / "engine")
+    assert read_manifest(out, "engine")["config"]["library"] == Encoder(out).backend == "tensorrt_rtx"
 
 
 def test_bad_input(exported: Path, run: Path, tmp_path: Path) -> None:
@@ -293,8 +306,7 @@ def test_golden_files_are_copied_and_nothing_else(exported: Path, tmp_path: Path
 def test_real_tensorrt_rtx_builds_ahead_of_time(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not any(map(importlib.util.find_spec, LIBRARIES)):
         pytest.skip("TensorRT-RTX is not installed; it builds engines without a GPU")
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", compiler())
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     out = build_engine(exported, tmp_path / "engine")
     assert (out / "engine.plan").stat().st_size > 1_000_000
-    assert read_manifest(out, "engine")["config"]["library"].startswith("tensorrt_rtx")
+    assert read_manifest(out, "engine")["config"]["library"] == "tensorrt_rtx"
