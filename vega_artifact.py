@@ -114,6 +114,8 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except NotADirectoryError:
+        raise UserError(f"{path.parent}: is a file; give the folder that holds it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); it was truncated or edited, make it again") from None
 
@@ -182,10 +184,10 @@ def read_manifest(folder: Path | str, kind: str) -> dict[str, Any]:
     """Read and check `folder/manifest.json`.
 
     Raises:
-        UserError: no folder, no manifest, another schema, or an artifact of another kind.
+        UserError: no folder, a file in its place, no manifest, another schema, or an artifact of another kind.
     """
     path = Path(folder) / MANIFEST
-    if not path.exists():
+    if not path.exists() and not Path(folder).is_file():
         raise UserError(f"{path}: missing, so {folder} is no finished {kind}; run (again) the command that writes a {kind}")
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:

@@ -21,6 +21,7 @@ from collections.abc import Container
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.runtime.manifest import ENGINE, MODEL
 from vega_artifact import MANIFEST, UserError, fingerprint, read_manifest, verify_files
 
 ROOT = "vega-edge"
@@ -128,6 +129,8 @@ def checked_name(archive: Path, member: tarfile.TarInfo, known: Container[str]) 
 
 def decompress(archive: Path) -> bytes:
     """All of the tar, to its last byte: only then is gzip's checksum compared."""
+    if archive.suffix in (Path(MODEL).suffix, Path(ENGINE).suffix):
+        raise UserError(f"{archive}: is a model and no bundle; give the folder that holds it")
     try:
         data = archive.read_bytes()
         if data[: len(GZIP_HEADER)] != GZIP_HEADER:

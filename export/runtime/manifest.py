@@ -95,12 +95,14 @@ def read_description(folder: Path | str) -> Description:
     """Read and check `folder/manifest.json`.
 
     Raises:
-        RuntimeInputError: no manifest, broken JSON, another schema, another kind of artifact, one that was edited, or a missing
-            or odd field.
+        RuntimeInputError: a file instead of a folder, no manifest, broken JSON, another schema, another kind of artifact, one
+            that was edited, or a missing or odd field.
     """
     path = Path(folder) / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError:
+        raise RuntimeInputError(f"{folder}: is a file; give the folder that holds it") from None
     except OSError:
         advice = "make one with `vega-edge export RUN --out DIR`"
         raise RuntimeInputError(f"{path}: missing, so {folder} is no export; {advice}") from None

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import pytest
 
+import vega_edge
 from export import write_bundle
 from export.bundle import carried_code, check_bundle, unpack_bundle
+from export.device.__main__ import main as device_main
 from export.device.archive import main as unpack_main
 from export.device.archive import safe_name
+from export.runtime.__main__ import main as runtime_main
 from vega_artifact import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,6 +250,24 @@ class TestUnpack:
         with pytest.raises(UserError, match=r"other\.tar\.gz: vega-edge/manifest\.json: missing"):
             unpack_bundle(path, tmp_path / "out")
         assert list((tmp_path / "out").iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["student.onnx", "engine.plan"])
+    def test_a_model_in_place_of_its_folder(
+        self, exported: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = Path(shutil.copy(exported / "student.onnx", tmp_path / name))
+        out = str(tmp_path / "out")
+        commands = [
+            (vega_edge.main, ["bench", "latency", str(path)]),
+            (vega_edge.main, ["build", str(path), "--out", out]),
+            (vega_edge.main, ["bundle", str(path), "--out", f"{out}.tar.gz"]),
+            (vega_edge.main, ["verify", str(path)]),
+            (runtime_main, [str(path), "--check"]),
+            (device_main, ["triton", str(path), "--out", out]),
+        ]
+        for main, arguments in commands:
+            assert main(arguments) == 2
+            assert re.search(rf"{name}: is a .*; give the folder that holds it\n$", capsys.readouterr().err)
 
     def test_an_existing_folder_stays(self, bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "vega-edge").mkdir()
