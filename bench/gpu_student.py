@@ -20,7 +20,8 @@ from vega_artifact import UserError
 
 SIDE = 224
 PROVIDERS = ("onnxruntime", "onnxruntime-cuda")  # whose answers are held against torch's; engines test themselves when built
-BACKENDS = ("torch-cuda", "torch-cuda+graph", "torch.compile-cuda", "onnxruntime-cuda", "onnxruntime-cuda+graph")
+TORCH = ("torch-cuda", "torch-cuda+graph", "torch.compile-cuda")
+SESSIONS = ("onnxruntime-cuda", "onnxruntime-cuda+graph")
 ENGINES = ("engine", "engine+graph")
 EVERYWHERE = ("torch", "onnxruntime")  # where there is no GPU, to try the command
 
@@ -73,7 +74,9 @@ def measure(settings: Settings, work: Path) -> dict[str, Any]:
             absent[f"{kind}/engine"] = str(error)
         else:
             told[f"{kind}/engine"] = engine(folder, work / f"engine-{kind}", engines)
-    names = EVERYWHERE if settings.cpu else (*BACKENDS, *(ENGINES if engines else ()))
+    here = {name.partition("/")[2] for name in told}
+    files = [name for name in (*SESSIONS, *ENGINES) if name.partition("+")[0] in here and (engines or name not in ENGINES)]
+    names = EVERYWHERE if settings.cpu else (*TORCH, *files)
     timed = latency.measure([*exports.values(), *engines], run, (1, 4, 16), settings.repeats, backends=names)
     return {"training": training, "latency": timed, "self_tests": told, "absent": absent}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.timing import Step
-from export.runtime import Encoder
+from export.runtime import Encoder, RuntimeInputError
 from vega_artifact import UserError
 
 Forward = Callable[[Tensor], list[Tensor]]
@@ -120,8 +120,14 @@ class GraphedForward:
                 self._forward(self._images)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = self._forward(self._images)
+        try:
+            with torch.cuda.graph(self._graph):
+                self._outputs = self._forward(self._images)
+        except RuntimeError as error:  # a network that waits for the device, or allocates
+            reason = str(error).strip().splitlines()[0]
+            raise RuntimeInputError(
+                f"torch: it cannot be captured as a CUDA graph ({reason}); leave torch-cuda+graph out"
+            ) from error
 
 
 @contextmanager
