@@ -150,6 +150,18 @@ class TestSteps:
         assert len(steps) == 5
         assert_same(walk(steps, frames), encoder(frames))
 
+    def test_a_capture_that_torch_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(graph: object) -> contextlib.AbstractContextManager[None]:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+        stream = types.SimpleNamespace(wait_stream=lambda other: None)
+        fakes = {"Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda _: contextlib.nullcontext()}
+        for name, fake in {**fakes, "CUDAGraph": object, "graph": refuse}.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        forward = torch_steps.GraphedForward(lambda images: [images * 2])
+        with pytest.raises(RuntimeInputError, match=r"\(operation not permitted when stream is capturing\); leave torch-cuda"):
+            forward(torch.ones(1, 3, 4, 4))
+
     def test_a_student_with_memory_keeps_it_from_call_to_call(self, run: Path) -> None:
         student = StreamingStudent.from_student(load_student(run), memory=4, layers=1).eval()
         forward = torch_steps.forward_of(student, ["semantic", "fused"])
