@@ -105,11 +105,11 @@ def read_entries(archive: Path) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(unpacked)) as tar:
             for member in tar:
                 name = checked_name(archive, member, entries)
-                if member.size > len(unpacked) - sum(map(len, entries.values())):  # no plain file is larger than its archive
-                    raise tarfile.ReadError(f"{member.name!r} is larger than its archive")
+                if not 0 <= member.size <= len(unpacked) - sum(map(len, entries.values())):
+                    raise tarfile.ReadError(f"{member.name!r} cannot have {member.size} bytes")
                 stream = tar.extractfile(member)
                 entries[name] = b"" if stream is None else stream.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:  # ValueError: numbers that lead out of the archive
         raise UserError(f"{archive}: cut or altered ({error}); {ADVICE}") from None
     folders = {folder.as_posix() for name in entries for folder in PurePosixPath(name).parents}
     if both := sorted(folders & entries.keys()):
