@@ -102,7 +102,7 @@ def read_entries(archive: Path) -> dict[str, bytes]:
     unpacked = decompress(archive)
     entries: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(unpacked)) as tar:
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:  # packed once, and not again inside
             for member in tar:
                 name = checked_name(archive, member, entries)
                 if not 0 <= member.size <= len(unpacked) - sum(map(len, entries.values())):
