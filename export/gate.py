@@ -123,7 +123,7 @@ def build(trt: Any, model: bytes, shapes: dict[str, tuple[int, ...]], largest: i
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise UserError(f"{LIBRARIES[0]} refuses the graph ({reasons}); try another --precision")
+        raise UserError(f"{LIBRARIES[0]} refuses the graph ({reasons}); export it again, or choose another student")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
