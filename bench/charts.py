@@ -57,11 +57,12 @@ INCHES, DPI = 4.8, 200
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Loss over steps, and below it every cosine the log holds: of training batches solid, of validation rooms dashed.
+    """Loss over steps, and below it every cosine the log holds: of training batches solid, of validation rooms dashed; dotted
+    the ceiling that the teacher's noise leaves to the latter, where it was measured.
 
     Args:
         rows: training log; rows have "step" and "loss", and may have {"cosine": {stream: x}} and
-            {"validation": {stream: {"centred": x}}}.
+            {"validation": {stream: {"centred": x, "ceiling": x}}}.
 
     Raises:
         UserError: no row has a step and a loss.
@@ -77,8 +78,8 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
         figure, axes = pyplot.subplots(panels, 1, figsize=(INCHES, 2.1 * panels + 0.5), sharex=True, squeeze=False)
         draw_series(axes[0, 0], {"loss": losses}, "loss")
         if panels == 2:
-            for kind, dashes in (("cosine", "-"), ("validation", "--")):
-                lines = {label(key): points for key, points in cosines.items() if key.startswith(kind)}
+            for kind, dashes in (("cosine", "-"), ("validation", "--"), ("ceiling", ":")):  # a stream has one colour in all
+                lines = {label(key): points for key, points in cosines.items() if kind_of(key) == kind}
                 draw_series(axes[1, 0], lines, "cosine to target", dashes)
             axes[1, 0].legend(frameon=False, fontsize=10, loc="upper center", bbox_to_anchor=(0.45, -0.3), ncols=2)
         axes[-1, 0].set_xlabel("training step")
@@ -94,10 +95,17 @@ def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def kind_of(key: str) -> str:
+    """What a line of the lower panel is: "cosine", "validation", or "ceiling" as in "validation fused ceiling"."""
+    return "ceiling" if key.endswith(" ceiling") else key.partition(" ")[0]
+
+
 def label(key: str) -> str:
-    """ "cosine fused" -> "fused"; "validation fused centred" -> "fused, validation (centred)"."""
+    """ "cosine fused" -> "fused"; "validation fused centred" -> "fused, validation (centred)"; its ceiling: "fused, ceiling"."""
     kind, _, rest = key.partition(" ")
     name = rest or "all"
+    if kind_of(key) == "ceiling":
+        return name.replace(" ceiling", ", ceiling")
     return (
         name
         if kind == "cosine"
