@@ -101,7 +101,7 @@ def kind_of(key: str) -> str:
 
 
 def label(key: str) -> str:
-    """ "cosine fused" -> "fused"; "validation fused centred" -> "fused, validation (centred)"; its ceiling: "fused, ceiling"."""
+    """ "cosine fused" -> "fused", "validation fused centred" -> "fused, validation (centred)", ceilings: "fused, ceiling"."""
     kind, _, rest = key.partition(" ")
     name = rest or "all"
     if kind_of(key) == "ceiling":
