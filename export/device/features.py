@@ -15,6 +15,7 @@ import os
 import struct
 import time
 import zlib
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 
@@ -33,13 +34,14 @@ ALIGN = 64
 FRAMES_PER_FILE = 256
 
 
-class Sink:
+class Sink(ABC):
     """A place for features, to be used with `with`."""
 
+    @abstractmethod
     def write(self, frame: Frame, streams: dict[str, np.ndarray]) -> None:
         """Take the features (1, N, C) of one frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Write what is still held back."""
 
